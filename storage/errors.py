@@ -1,0 +1,11 @@
+"""Errors of what lies on disk."""
+
+from search_spaces.errors import InputError
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read or cannot be merged."""
+
+
+class StoreError(InputError):
+    """A database or a study in it cannot be used as asked."""

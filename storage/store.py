@@ -1,0 +1,305 @@
+"""The study store: Optuna's record of trials and our own tables, in one database.
+
+The contract that every backend keeps (one suite of tests runs on all of them):
+
+* a study's name is unique; creating it twice raises :class:`StoreError` and changes nothing;
+* what was written by a call that returned is there after any crash;
+* there is at most one measurement for each (study, trial, split); writing it again changes nothing;
+* whoever reads never blocks the one driver that writes.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from sqlalchemy.orm import Session
+
+from search_spaces.recipe import digest_of
+from storage import database
+from storage.errors import StoreError
+from storage.records import Failed, Marks, Measured, Recipe, Score
+from storage.tables import (
+    CheckpointRow,
+    EvaluationRow,
+    ExportRow,
+    FailureRow,
+    MarksRow,
+    StudyRow,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRecord:
+    """What the store knows of a study before any trial."""
+
+    name: str
+    spec: Mapping[str, Any]
+    spec_digest: str
+    space_digest: str
+    planned: int
+    fingerprints: Mapping[str, str]
+    versions: Mapping[str, str]
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """One line of the list of studies."""
+
+    name: str
+    planned: int
+    measured: int
+    failed: int
+    running: int
+    created: str
+
+
+class Store:
+    """Studies in one database. Open it with :meth:`open`; the driver of a study is its only writer."""
+
+    def __init__(self, url: sa.URL, engine: sa.Engine) -> None:
+        self._url = url
+        self._engine = engine
+        self._optuna: RDBStorage | None = None
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> "Store":
+        """Open the database at ``url``, with ``create`` also an empty or missing one.
+
+        Raises: StoreError where it is missing, not ours, from a newer version, or out of reach.
+        """
+        parsed = database.parse_url(url)
+        return cls(parsed, database.connect(parsed, create=create))
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        if self._optuna is not None:
+            self._optuna.remove_session()
+            self._optuna.engine.dispose()
+        self._engine.dispose()
+
+    @property
+    def trials(self) -> RDBStorage:
+        """Optuna's storage on the same database."""
+        if self._optuna is None:
+            text = self._url.render_as_string(hide_password=False)
+            self._optuna = RDBStorage(text, engine_kwargs=database.engine_options(self._url))
+        return self._optuna
+
+    def create(
+        self,
+        record: StudyRecord,
+        *,
+        directions: Sequence[str],
+        objectives: Sequence[str],
+    ) -> None:
+        """Write a new study. Optuna's half comes first: a crash between the two leaves a name that can be taken up."""
+        if self._exists(record.name):
+            raise StoreError(f"study names must be unique in a database, but there is a study {record.name!r} already.")
+        study = optuna.create_study(
+            study_name=record.name, storage=self.trials, directions=list(directions), load_if_exists=True
+        )
+        study.set_metric_names(list(objectives))
+        with Session(self._engine) as session, session.begin():
+            row = StudyRow(
+                name=record.name,
+                spec=dict(record.spec),
+                spec_digest=record.spec_digest,
+                space_digest=record.space_digest,
+                planned=record.planned,
+                versions=dict(record.versions),
+                created=record.created,
+            )
+            session.add(row)
+            session.flush()
+            session.add_all(
+                CheckpointRow(study_id=row.id, name=name, fingerprint=fingerprint)
+                for name, fingerprint in record.fingerprints.items()
+            )
+
+    def optuna_study(self, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+        """Optuna's study of that name with the sampler it shall ask."""
+        self._study_id(name)
+        return optuna.load_study(study_name=name, storage=self.trials, sampler=sampler)
+
+    def study(self, name: str) -> StudyRecord:
+        """The record of one study; raises StoreError for an unknown name and lists those there are."""
+        with Session(self._engine) as session:
+            row = self._row(session, name)
+            found = session.scalars(sa.select(CheckpointRow).where(CheckpointRow.study_id == row.id))
+            return StudyRecord(
+                name=row.name,
+                spec=row.spec,
+                spec_digest=row.spec_digest,
+                space_digest=row.space_digest,
+                planned=row.planned,
+                fingerprints={c.name: c.fingerprint for c in found},
+                versions=row.versions,
+                created=row.created,
+            )
+
+    def studies(self) -> list[Summary]:
+        """Every study, oldest first."""
+        with Session(self._engine) as session:
+            rows = session.scalars(sa.select(StudyRow).order_by(StudyRow.id)).all()
+        return [self._summary(row) for row in rows]
+
+    def set_planned(self, name: str, planned: int) -> None:
+        """Change how many trials the study shall reach."""
+        with Session(self._engine) as session, session.begin():
+            self._row(session, name).planned = planned
+
+    def add_measured(self, name: str, measured: Measured) -> None:
+        """Keep a measurement. The same (trial, split) a second time changes nothing."""
+        with Session(self._engine) as session, session.begin():
+            study_id = self._row(session, name).id
+            if session.scalar(_of(study_id, measured.split).where(EvaluationRow.number == measured.number)):
+                return
+            row = _evaluation_row(study_id, measured)
+            session.add(row)
+            session.flush()
+            session.add_all(
+                MarksRow(evaluation_id=row.id, suite=suite, payload=_pack(marks))
+                for suite, marks in measured.marks.items()
+            )
+
+    def measured(self, name: str, split: str = "search") -> dict[int, Measured]:
+        """Every measurement of a split by trial number, without the marks of single items."""
+        study_id = self._study_id(name)
+        with Session(self._engine) as session:
+            rows = session.scalars(_of(study_id, split).order_by(EvaluationRow.number)).all()
+        return {row.number: _measured(row, {}) for row in rows}
+
+    def with_marks(self, name: str, number: int, split: str = "search") -> Measured:
+        """One measurement with the marks of its items; raises StoreError where there is none."""
+        study_id = self._study_id(name)
+        with Session(self._engine) as session:
+            row = session.scalar(_of(study_id, split).where(EvaluationRow.number == number))
+            if row is None:
+                raise StoreError(f"trial must be measured on the {split} split, but trial {number} of {name} is not.")
+            found = session.scalars(sa.select(MarksRow).where(MarksRow.evaluation_id == row.id))
+            return _measured(row, {m.suite: _unpack(m.payload) for m in found})
+
+    def find(self, name: str, recipe_digest: str, split: str = "search") -> Measured | None:
+        """A measurement of this recipe on that split, if there is one: it need not be measured again."""
+        study_id = self._study_id(name)
+        with Session(self._engine) as session:
+            statement = _of(study_id, split).where(EvaluationRow.recipe_digest == recipe_digest)
+            row = session.scalars(statement.order_by(EvaluationRow.number).limit(1)).first()
+        return None if row is None else self.with_marks(name, row.number, split)
+
+    def add_failed(self, name: str, failed: Failed) -> None:
+        """Keep a failed attempt with its reason."""
+        with Session(self._engine) as session, session.begin():
+            session.add(
+                FailureRow(
+                    study_id=self._row(session, name).id,
+                    number=failed.number,
+                    split=failed.split,
+                    reason=failed.reason,
+                    traceback=failed.traceback,
+                    worker=failed.worker,
+                )
+            )
+
+    def failures(self, name: str) -> dict[int, list[str]]:
+        """Reasons of failed attempts by trial number, oldest first."""
+        study_id = self._study_id(name)
+        reasons: dict[int, list[str]] = {}
+        with Session(self._engine) as session:
+            statement = sa.select(FailureRow).where(FailureRow.study_id == study_id).order_by(FailureRow.id)
+            for row in session.scalars(statement):
+                reasons.setdefault(row.number, []).append(row.reason)
+        return reasons
+
+    def add_export(self, name: str, number: int, path: str, digest: str) -> None:
+        """Keep that a trial was written to ``path``."""
+        with Session(self._engine) as session, session.begin():
+            study_id = self._row(session, name).id
+            session.add(ExportRow(study_id=study_id, number=number, path=path, digest=digest))
+
+    def _exists(self, name: str) -> bool:
+        with Session(self._engine) as session:
+            return session.scalar(sa.select(StudyRow.id).where(StudyRow.name == name)) is not None
+
+    def _row(self, session: Session, name: str) -> StudyRow:
+        row = session.scalar(sa.select(StudyRow).where(StudyRow.name == name))
+        if row is None:
+            names = ", ".join(session.scalars(sa.select(StudyRow.name).order_by(StudyRow.id))) or "none"
+            raise StoreError(f"the study must be in the database, but there is no {name!r} (studies: {names}).")
+        return row
+
+    def _study_id(self, name: str) -> int:
+        with Session(self._engine) as session:
+            return self._row(session, name).id
+
+    def _summary(self, row: StudyRow) -> Summary:
+        study = optuna.load_study(study_name=row.name, storage=self.trials)
+        trials = [t for t in study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
+        states = [t.state for t in trials]
+        return Summary(
+            name=row.name,
+            planned=row.planned,
+            measured=states.count(optuna.trial.TrialState.COMPLETE),
+            failed=states.count(optuna.trial.TrialState.FAIL),
+            running=states.count(optuna.trial.TrialState.RUNNING),
+            created=row.created,
+        )
+
+
+def spec_digest(spec: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a spec's content."""
+    return digest_of(spec)
+
+
+def _of(study_id: int, split: str) -> sa.Select[tuple[EvaluationRow]]:
+    return sa.select(EvaluationRow).where(EvaluationRow.study_id == study_id, EvaluationRow.split == split)
+
+
+def _evaluation_row(study_id: int, measured: Measured) -> EvaluationRow:
+    return EvaluationRow(
+        study_id=study_id,
+        number=measured.number,
+        split=measured.split,
+        recipe=measured.recipe.to_json(),
+        recipe_digest=measured.recipe.digest,
+        scores={name: score.to_json() for name, score in measured.scores.items()},
+        breakdown={
+            name: {part: score.to_json() for part, score in parts.items()} for name, parts in measured.breakdown.items()
+        },
+        digest=measured.digest,
+        seconds=dict(measured.seconds),
+        worker=measured.worker,
+    )
+
+
+def _measured(row: EvaluationRow, marks: Mapping[str, Marks]) -> Measured:
+    return Measured(
+        number=row.number,
+        recipe=Recipe.from_json(row.recipe),
+        split=row.split,
+        scores={name: Score.from_json(score) for name, score in row.scores.items()},
+        breakdown={
+            name: {part: Score.from_json(score) for part, score in parts.items()}
+            for name, parts in row.breakdown.items()
+        },
+        marks=marks,
+        digest=row.digest,
+        seconds=row.seconds,
+        worker=row.worker,
+    )
+
+
+def _pack(marks: Marks) -> bytes:
+    text = json.dumps(asdict(marks), allow_nan=False, separators=(",", ":"))
+    return zlib.compress(text.encode(), 1)
+
+
+def _unpack(payload: bytes) -> Marks:
+    columns = json.loads(zlib.decompress(payload))
+    return Marks(**{name: tuple(values) for name, values in columns.items()})

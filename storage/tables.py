@@ -1,0 +1,115 @@
+"""Our own tables, beside Optuna's in the same database. They hold what Optuna cannot."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, LargeBinary, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Document = dict[str, Any]
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Base(DeclarativeBase):
+    """Registry of our tables; every name begins with ``mergefront_``."""
+
+    metadata = MetaData(
+        naming_convention={
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+    type_annotation_map = {Document: JSON, str: Text, bytes: LargeBinary}  # noqa: RUF012 (SQLAlchemy's own form)
+
+
+class StudyRow(Base):
+    """A study: its spec as parsed, what it may search, and how many trials are planned."""
+
+    __tablename__ = "mergefront_study"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    spec: Mapped[Document]
+    spec_digest: Mapped[str] = mapped_column(String(64))
+    space_digest: Mapped[str] = mapped_column(String(64))
+    planned: Mapped[int]
+    versions: Mapped[Document]
+    created: Mapped[str] = mapped_column(String(32), default=now)
+
+
+class CheckpointRow(Base):
+    """A model that a study reads, with the fingerprint of its content when the study began."""
+
+    __tablename__ = "mergefront_checkpoint"
+    __table_args__ = (UniqueConstraint("study_id", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("mergefront_study.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(200))
+    fingerprint: Mapped[str] = mapped_column(String(64))
+
+
+class EvaluationRow(Base):
+    """One measurement: a trial's recipe on one split. The search split's row is written before Optuna is told."""
+
+    __tablename__ = "mergefront_evaluation"
+    __table_args__ = (UniqueConstraint("study_id", "number", "split"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("mergefront_study.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    split: Mapped[str] = mapped_column(String(16))
+    recipe: Mapped[Document]
+    recipe_digest: Mapped[str] = mapped_column(String(64), index=True)
+    scores: Mapped[Document]
+    breakdown: Mapped[Document]
+    digest: Mapped[str] = mapped_column(String(64))
+    seconds: Mapped[Document]
+    worker: Mapped[str] = mapped_column(String(200))
+    created: Mapped[str] = mapped_column(String(32), default=now)
+
+
+class MarksRow(Base):
+    """The outcome of every item of one suite in one evaluation: zlib-compressed JSON of the four columns."""
+
+    __tablename__ = "mergefront_marks"
+
+    evaluation_id: Mapped[int] = mapped_column(
+        ForeignKey("mergefront_evaluation.id", ondelete="CASCADE"), primary_key=True
+    )
+    suite: Mapped[str] = mapped_column(String(300), primary_key=True)
+    payload: Mapped[bytes]
+
+
+class FailureRow(Base):
+    """An attempt that did not come to an end."""
+
+    __tablename__ = "mergefront_failure"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("mergefront_study.id", ondelete="CASCADE"), index=True)
+    number: Mapped[int]
+    split: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str]
+    traceback: Mapped[str]
+    worker: Mapped[str] = mapped_column(String(200))
+    created: Mapped[str] = mapped_column(String(32), default=now)
+
+
+class ExportRow(Base):
+    """A directory that was written from a trial."""
+
+    __tablename__ = "mergefront_export"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("mergefront_study.id", ondelete="CASCADE"), index=True)
+    number: Mapped[int]
+    path: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(64))
+    created: Mapped[str] = mapped_column(String(32), default=now)
