@@ -1,0 +1,40 @@
+"""What every engine is: one live model whose weights are swapped in place and that answers two kinds of requests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from workers.questions import Generated, LogLikelihood
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A question in tokens. ``continuation`` is empty where the model shall generate."""
+
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...] = ()
+    ends: bool = False
+    max_new_tokens: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens that must fit into the model's context."""
+        return len(self.prompt) + len(self.continuation) + self.max_new_tokens
+
+
+class Engine(Protocol):
+    """A live model. The same requests object gives the same batches every time, so they are prepared once."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The live weights by their name in a checkpoint; writing into them swaps the model."""
+        ...
+
+    def loglikelihood(self, requests: tuple[Request, ...]) -> Sequence[LogLikelihood]:
+        """Answers in the requests' order; raises EngineError where a logit is not finite."""
+        ...
+
+    def generate(self, requests: tuple[Request, ...]) -> Sequence[Generated]:
+        """Greedy continuations in the requests' order; raises EngineError where a logit is not finite."""
+        ...

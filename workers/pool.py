@@ -1,0 +1,58 @@
+"""A pool is two verbs: submit an assignment, wait for outcomes. The loop does not know who does the work."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from storage.records import Assignment, Outcome
+from workers.worker import Worker
+
+
+class PoolError(Exception):
+    """No worker is left that could go on; the study is kept and can be resumed."""
+
+
+class Pool(Protocol):
+    """Workers, wherever they are."""
+
+    @property
+    def room(self) -> int:
+        """How many assignments can be submitted now without any of them waiting for a worker."""
+        ...
+
+    def submit(self, assignment: Assignment) -> None:
+        """Hand out an assignment."""
+        ...
+
+    def finished(self) -> list[Outcome]:
+        """Wait until at least one submitted assignment has an outcome; return all that have. Raises PoolError."""
+        ...
+
+    def close(self) -> None:
+        """End every worker."""
+        ...
+
+
+class LocalPool:
+    """One worker in this process: for exports, checks and tests."""
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self._worker = make()
+        self._waiting: list[Assignment] = []
+
+    @property
+    def room(self) -> int:
+        """One at a time."""
+        return 1 - len(self._waiting)
+
+    def submit(self, assignment: Assignment) -> None:
+        """Keep it until somebody waits for it."""
+        self._waiting.append(assignment)
+
+    def finished(self) -> list[Outcome]:
+        """Do what was submitted."""
+        done = [self._worker.run(assignment) for assignment in self._waiting]
+        self._waiting.clear()
+        return done
+
+    def close(self) -> None:
+        """Nothing to end."""

@@ -1,0 +1,64 @@
+"""All that a worker needs to know before its first trial: plain values that travel to any machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.checkpoints import Source
+from workers.scorers import make_scorer
+from workers.scores import Across
+from workers.sheet import Objective, Suite
+from workers.suites import SuiteFiles, choose, read_splits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuitePlan:
+    """A suite's files, its scorer by name, and at most how many items of the search split are asked."""
+
+    key: str
+    files: SuiteFiles
+    scorer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    items: int | None = None
+
+    def load(self) -> dict[str, Suite]:
+        """The suite of each split; raises InputError for files that are missing, broken or overlapping."""
+        scorer = make_scorer(self.scorer, self.options)
+        splits = read_splits(self.files)
+        splits["search"] = choose(splits["search"], self.items)
+        return {split: Suite(key=self.key, scorer=scorer, items=tuple(items)) for split, items in splits.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectivePlan:
+    """An objective's suites; a watched one is asked of finalists only, not in the search."""
+
+    name: str
+    suites: tuple[SuitePlan, ...]
+    across: Across = "mean"
+    watched: bool = False
+
+    def load(self) -> dict[str, Objective]:
+        """The objective on each split."""
+        loaded = [plan.load() for plan in self.suites]
+        return {
+            split: Objective(name=self.name, suites=tuple(suite[split] for suite in loaded), across=self.across)
+            for split in loaded[0]
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a worker opens once: models, objectives, and how to hold them.
+
+    Attributes:
+        sources: base, checkpoints and references, in the order in which sums run. base: the base's name.
+        dtype: of the live weights. device: ``cpu``, ``cuda`` or ``auto``. threads: torch threads of one worker.
+    """
+
+    sources: tuple[Source, ...]
+    base: str
+    objectives: tuple[ObjectivePlan, ...]
+    dtype: str
+    device: str = "auto"
+    threads: int = 1
