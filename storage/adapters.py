@@ -29,16 +29,16 @@ def apply_adapter(base: Mapping[str, Tensor], directory: Path) -> dict[str, Tens
     for module, sides in pairs.items():
         name = f"{module}.weight"
         if name not in base:
-            raise CheckpointError(f"an adapter must fit its base, but {directory} adapts {module} and the base has none.")
+            raise CheckpointError(
+                f"an adapter must fit its base, but {directory} adapts {module} and the base has none."
+            )
         if set(sides) != {"A", "B"}:
             raise CheckpointError(f"an adapter must hold A and B of a module, but {directory} lacks one of {module}.")
         merged[name] = _adapted(base[name], sides["A"], sides["B"], config, module, directory)
     return merged
 
 
-def _adapted(
-    weight: Tensor, a: Tensor, b: Tensor, config: Mapping[str, Any], module: str, directory: Path
-) -> Tensor:
+def _adapted(weight: Tensor, a: Tensor, b: Tensor, config: Mapping[str, Any], module: str, directory: Path) -> Tensor:
     if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
         raise CheckpointError(
             f"an adapter must fit its base's shapes, but {module} is {tuple(weight.shape)} there and "
@@ -62,7 +62,9 @@ def _config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"an adapter must have an adapter_config.json, but {directory} has none that reads: {e}.") from e
+        raise CheckpointError(
+            f"an adapter must have an adapter_config.json, but {directory} has none that reads: {e}."
+        ) from e
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"an adapter must be a LoRA, but {directory} is {config.get('peft_type')}.")
     used = [key for key in _REFUSED if config.get(key)]

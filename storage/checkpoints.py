@@ -111,7 +111,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
 def tensor_digest(tensor: Tensor) -> str:
     """XXH3-128 (hex) of a tensor's bytes in memory order."""
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return xxhash.xxh3_128_hexdigest(flat.view(torch.uint8).numpy()) if flat.numel() else xxhash.xxh3_128_hexdigest(b"")
+    return xxhash.xxh3_128_hexdigest(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -135,7 +135,9 @@ def _indexed_files(directory: Path) -> list[Path]:
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{_INDEX} must name safetensors files beside it, but in {directory} it names {name!r}.")
+            raise CheckpointError(
+                f"{_INDEX} must name safetensors files beside it, but in {directory} it names {name!r}."
+            )
         if not (directory / name).is_file():
             raise CheckpointError(f"every file that {_INDEX} names must be there, but {directory / name} is missing.")
     return [directory / name for name in names]

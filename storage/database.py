@@ -83,9 +83,7 @@ def _sqlite_pragmas(connection: object, _record: object) -> None:
 def _prepare(engine: sa.Engine, url: sa.URL, create: bool) -> None:
     with engine.connect() as connection:
         tables = sa.inspect(connection).get_table_names()
-        revision = MigrationContext.configure(
-            connection, opts={"version_table": VERSION_TABLE}
-        ).get_current_revision()
+        revision = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
     if revision is None and (tables or not create):
         found = f"holds {', '.join(sorted(tables)[:4])}" if tables else "is empty"
         raise StoreError(f"the database must be one that mergefront wrote, but {show(url)} {found}.")

@@ -9,17 +9,17 @@ The contract that every backend keeps (one suite of tests runs on all of them):
 """
 
 import json
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.orm import Session
 
-from search_spaces.recipe import digest_of
 from storage import database
 from storage.errors import StoreError
 from storage.records import Failed, Marks, Measured, Recipe, Score
@@ -95,7 +95,7 @@ class Store:
         self,
         record: StudyRecord,
         *,
-        directions: Sequence[str],
+        directions: Sequence[Literal["minimize", "maximize"]],
         objectives: Sequence[str],
     ) -> None:
         """Write a new study. Optuna's half comes first: a crash between the two leaves a name that can be taken up."""
@@ -104,7 +104,10 @@ class Store:
         study = optuna.create_study(
             study_name=record.name, storage=self.trials, directions=list(directions), load_if_exists=True
         )
-        study.set_metric_names(list(objectives))
+        with warnings.catch_warnings():
+            # Experimental since 3.2, and the only way to show names of objectives in Optuna's dashboard.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(objectives))
         with Session(self._engine) as session, session.begin():
             row = StudyRow(
                 name=record.name,
@@ -252,12 +255,7 @@ class Store:
         )
 
 
-def spec_digest(spec: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a spec's content."""
-    return digest_of(spec)
-
-
-def _of(study_id: int, split: str) -> sa.Select[tuple[EvaluationRow]]:
+def _of(study_id: int, split: str) -> sa.Select[EvaluationRow]:
     return sa.select(EvaluationRow).where(EvaluationRow.study_id == study_id, EvaluationRow.split == split)
 
 

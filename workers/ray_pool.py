@@ -32,9 +32,13 @@ class RayPool:
         self._started = _start(address, count * setup.threads)
         gpus = 1 if setup.device.startswith("cuda") else 0
         self._actor: Any = ray.remote(_Actor).options(
-            num_cpus=setup.threads, num_gpus=gpus, max_restarts=0, max_task_retries=0, runtime_env=_environment(setup)
+            num_cpus=setup.threads,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env=_environment(setup),
         )
-        self._idle = [self._actor.remote(setup) for _ in range(count)]
+        self._idle: list[Any] = [self._actor.remote(setup) for _ in range(count)]
         self._running: dict[Any, tuple[Assignment, Any]] = {}
         self._attempts: dict[tuple[int, str], int] = {}
         self._deaths = 0
@@ -95,9 +99,7 @@ class RayPool:
         self._attempts[key] = self._attempts.get(key, 0) + 1
         if self._attempts[key] > _RETRIES:
             reason = f"its worker died {self._attempts[key]} times: {_first_line(error)}"
-            return Failed(
-                number=assignment.number, recipe=assignment.recipe, split=assignment.split, reason=reason
-            )
+            return Failed(number=assignment.number, recipe=assignment.recipe, split=assignment.split, reason=reason)
         _log.warning("trial %d: its worker died, handed out again (%s)", assignment.number, _first_line(error))
         self.submit(assignment)
         return None
@@ -147,7 +149,13 @@ def _start(address: str | None, cpus: int) -> bool:
 def _environment(setup: Setup) -> dict[str, Any]:
     """One thread count for every library of a worker: two that fight for a core are slower than one."""
     threads = str(setup.threads)
-    return {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}}
+    return {
+        "env_vars": {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+    }
 
 
 def _first_line(error: BaseException) -> str:

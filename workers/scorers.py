@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -218,7 +218,7 @@ _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 _HEAD = 300
 """Characters in which a refusal must have begun: later ones are quotations, not refusals."""
 
-_SCORERS: dict[str, type] = {c.name: c for c in (ExactMatch, MultipleChoice, GoldNll, Refusal)}
+_SCORERS: dict[str, Any] = {c.name: c for c in (ExactMatch, MultipleChoice, GoldNll, Refusal)}
 SCORERS = tuple(_SCORERS)
 
 
@@ -226,7 +226,7 @@ def make_scorer(name: str, options: Mapping[str, Any]) -> Scorer:
     """The scorer of that short name; raises InputError for an unknown name or option."""
     if name not in _SCORERS:
         raise InputError(f"a scorer must be one of {', '.join(SCORERS)}, but got {name!r}.")
-    known = [f for f in _SCORERS[name].__dataclass_fields__ if f not in ("name", "version", "maximise", "bounds")]
+    known = [f.name for f in fields(_SCORERS[name])]
     unknown = sorted(set(options) - set(known))
     if unknown:
         takes = ", ".join(known) or "no options"

@@ -71,9 +71,7 @@ class Sheet:
         scored = iter(engine.loglikelihood(self._scored) if self._scored else ())
         written = iter(engine.generate(self._written) if self._written else ())
         answers: list[Answer] = [next(scored) if kind else next(written) for kind in self._kinds]
-        marks = {
-            suite.key: self._mark(suite, answers) for objective in self._objectives for suite in objective.suites
-        }
+        marks = {suite.key: self._mark(suite, answers) for objective in self._objectives for suite in objective.suites}
         return Result(
             scores={o.name: objective_score(_valued(o, marks), o.across, o.bounds) for o in self._objectives},
             breakdown={o.name: _breakdown(o, marks) for o in self._objectives},

@@ -163,7 +163,11 @@ def _prompt(value: Any, place: str) -> Prompt:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"role", "content"} and all(isinstance(v, str) for v in value.values())
+    return (
+        isinstance(value, dict)
+        and set(value) == {"role", "content"}
+        and all(isinstance(v, str) for v in value.values())
+    )
 
 
 def _choices(document: Mapping[str, Any], place: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from workers.engine import Request
@@ -65,13 +65,7 @@ class TransformersEngine:
 
     def weights(self) -> Mapping[str, Tensor]:
         """Parameters and persistent buffers by their checkpoint names; of tied ones the first name."""
-        found: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[name] = tensor.detach()
-        return found
+        return _untied(self._model)
 
     @property
     def context(self) -> int:
@@ -86,7 +80,9 @@ class TransformersEngine:
             width = targets.tokens.shape[1]
             logits = self._forward(batch, logits_to_keep=width).logits
             totals, greedy = _against(logits, targets, self._end)
-            for row, total, right, count in zip(batch.rows, totals, greedy, targets.counts.sum(1).tolist(), strict=True):
+            for row, total, right, count in zip(
+                batch.rows, totals, greedy, targets.counts.sum(1).tolist(), strict=True
+            ):
                 answers[row] = LogLikelihood(total=total, tokens=count, greedy=right)
         return [a for a in answers if a is not None]
 
@@ -131,9 +127,7 @@ class TransformersEngine:
     def _forward(self, batch: _Batch, **options: Any) -> Any:
         started = perf_counter()
         options.setdefault("use_cache", False)
-        output = self._model(
-            input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, **options
-        )
+        output = self._model(input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, **options)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.forward_seconds += perf_counter() - started
@@ -173,6 +167,24 @@ class TransformersEngine:
             counts=torch.tensor([[False] * (width - len(w)) + [True] * len(w) for w in wanted], device=self._device),
             ends=torch.tensor([[False] * (width - 1) + [r.ends] for r in requests], device=self._device),
         )
+
+
+def empty_weights(path: Path, dtype: str) -> Mapping[str, Tensor]:
+    """Names, shapes and types of the weights that an engine on this model has, without any memory for them."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    return _untied(model)
+
+
+def _untied(model: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
 
 
 def _load(path: Path, dtype: str) -> Any:

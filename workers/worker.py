@@ -20,7 +20,7 @@ from workers.transformers_engine import TransformersEngine
 
 
 class Worker:
-    """Measures recipes on one live engine. Nothing is read from or written to disk, and no model is built, in a trial."""
+    """Measures recipes on one live engine. A trial writes nothing to disk and builds no model."""
 
     def __init__(self, setup: Setup) -> None:
         """Open checkpoints and engine; raises InputError where a file is missing or does not fit."""

@@ -1,0 +1,224 @@
+"""The Python interface: what the command line does, as a handful of calls.
+
+    from optimizer.api import launch, resume, front, validate, export
+
+    study = launch("study.yaml")                    # preflight, then the search; returns the study's name
+    resume(study, trials=20)                        # twenty more
+    for row in front(study).front: print(row.trial, row.objectives)
+    export(study, "out/model", pick="max general where safety >= 0.95")
+
+``storage`` is a database URL; it defaults to ``MERGEFRONT_STORAGE``, else ``sqlite:///mergefront.db`` in the working
+directory. Wrong input raises :class:`search_spaces.errors.InputError` with a message that says the rule, then the values.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from optimizer import loop
+from optimizer import preflight as _preflight
+from optimizer import validate as _validate
+from optimizer.export import export_trial
+from optimizer.results import Pick, Results, results, scores_of
+from optimizer.samplers import make_sampler
+from optimizer.spec import Spec, load_spec
+from optimizer.study import DriverStudy, create_study
+from optimizer.watcher import NOBODY, Watcher
+from search_spaces.errors import InputError
+from storage.errors import StoreError
+from storage.records import Failed, Outcome
+from storage.store import Store, Summary
+from workers.pool import Pool
+from workers.worker import pick_device
+
+DEFAULT_STORAGE = "sqlite:///mergefront.db"
+
+
+class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
+    """No trial of the run could be measured; the study is kept."""
+
+
+def check(study_file: str | Path, *, watcher: Watcher = NOBODY) -> _preflight.Report:
+    """Preflight of a study file: problems, warnings, sizes, times."""
+    return _preflight.check(load_spec(Path(study_file)), timed=True, progress=watcher.stage)
+
+
+def launch(
+    study_file: str | Path,
+    *,
+    trials: int | None = None,
+    storage: str | None = None,
+    ray: str | None = None,
+    watcher: Watcher = NOBODY,
+) -> str:
+    """Start a study from its file and run it to its end; returns its name.
+
+    Args:
+        trials: in place of the file's number. ray: address of a cluster, None for Ray on this machine.
+    Raises: InputError where the preflight finds a problem or the study exists; PoolError where no worker is left.
+    """
+    spec = load_spec(Path(study_file))
+    planned = _positive(trials, spec.search.trials)
+    _check_sampler(spec)
+    with open_store(storage, create=True) as store:
+        if spec.study in {s.name for s in store.studies()}:
+            raise StoreError(
+                f"study names must be unique in a database, but there is a study {spec.study!r} already; "
+                f"`mergefront resume {spec.study}` goes on with it."
+            )
+        report = _preflight.check(spec, timed=False, progress=watcher.stage)
+        if report.problems:
+            raise InputError("\n".join(report.problems))
+        create_study(store, spec, trials=planned, fingerprints=dict(report.fingerprints))
+        _run(store, spec.study, ray, watcher)
+    return spec.study
+
+
+def resume(
+    study: str,
+    *,
+    trials: int = 0,
+    storage: str | None = None,
+    ray: str | None = None,
+    watcher: Watcher = NOBODY,
+) -> None:
+    """Go on with a study where it stopped, with ``trials`` more than so far planned."""
+    if trials < 0:
+        raise InputError(f"--trials must be the number of trials to add, but got {trials}.")
+    with open_store(storage) as store:
+        record = store.study(study)
+        _check_fingerprints(store, study)
+        store.set_planned(study, record.planned + trials)
+        _run(store, study, ray, watcher)
+
+
+def studies(*, storage: str | None = None) -> list[Summary]:
+    """Every study in the database."""
+    with open_store(storage) as store:
+        return store.studies()
+
+
+def front(study: str, *, storage: str | None = None) -> Results:
+    """What the study has found: every measured trial and the front among them."""
+    with open_store(storage) as store:
+        return results(store, study)
+
+
+def validate(study: str, *, storage: str | None = None, watcher: Watcher = NOBODY) -> _validate.Validation:
+    """Measure the finalists on items that the search has never seen."""
+    with open_store(storage) as store:
+        _check_fingerprints(store, study)
+        spec = results(store, study).spec
+        with _workers(spec, None, watcher) as pool:
+            return _validate.validate(store, study, pool, watcher)
+
+
+def export(
+    study: str,
+    out: str | Path,
+    *,
+    trial: int | None = None,
+    pick: str | None = None,
+    whole_front: bool = False,
+    storage: str | None = None,
+) -> list[Path]:
+    """Write one trial, the trial that a pick expression chooses, or the whole front (a directory each below ``out``).
+
+    A pick goes by the validation split's means where the study has been validated, else by the posterior's.
+    """
+    if (trial is not None) + (pick is not None) + whole_front != 1:
+        raise InputError("an export takes one of --trial, --pick and --front.")
+    target = Path(out)
+    with open_store(storage) as store:
+        found = results(store, study)
+        if whole_front:
+            if target.exists():
+                raise InputError(f"the directory to write must not exist, but {target} does.")
+            rows = [r for r in found.merges if r.on_front]
+            if not rows:
+                raise InputError(f"a front must have merges to be exported, but {study} has none.")
+            return [export_trial(store, study, r.trial, target / f"trial-{r.trial}") for r in rows]
+        number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
+        return [export_trial(store, study, number, target)]
+
+
+def choose(store: Store, study: str, found: Results, pick: str) -> int:
+    """The trial that a pick expression chooses: among validated finalists where there are any, else on the front."""
+    objectives = [o.name for o in found.spec.objectives]
+    expression = Pick.parse(pick, objectives)
+    validated = store.measured(study, "validation")
+    rows = [r for r in found.merges if r.trial in validated] or found.merges
+    return expression.choose(scores_of(validated, rows))
+
+
+@contextmanager
+def open_store(storage: str | None = None, *, create: bool = False) -> Iterator[Store]:
+    """The database at ``storage``, closed at the end."""
+    store = Store.open(storage or os.environ.get("MERGEFRONT_STORAGE") or DEFAULT_STORAGE, create=create)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
+    study = DriverStudy(store, name)
+    if not study.wants_more():
+        return
+    outcomes: list[bool] = []
+
+    def seen(outcome: Outcome) -> None:
+        outcomes.append(not isinstance(outcome, Failed))
+        watcher.outcome(outcome)
+        watcher.stage("trials", sum(study.counts()[:2]), study.planned)
+
+    with _workers(study.spec, ray, watcher) as pool:
+        watcher.stage("trials", sum(study.counts()[:2]), study.planned)
+        loop.search(study, pool, seen)
+    if outcomes and not any(outcomes):
+        reasons = store.failures(name)
+        raise StudyFailed(
+            f"at least one trial must be measurable, but all failed; the last: {list(reasons.values())[-1][-1]}"
+        )
+
+
+@contextmanager
+def _workers(spec: Spec, ray: str | None, watcher: Watcher) -> Iterator[Pool]:
+    from workers.ray_pool import RayPool  # Ray takes a second to import: only what runs trials pays it
+
+    device, count = pick_device(spec.workers.device), _preflight.worker_count(spec)
+    watcher.stage("starting workers", 0, count)
+    pool = RayPool(spec.setup(device=device), count=count, address=ray)
+    watcher.stage("starting workers", count, count)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _check_sampler(spec: Spec) -> None:
+    try:
+        make_sampler(spec.search.sampler, seed=spec.search.seed)
+    except ValueError as e:
+        raise InputError(f"search.sampler: {e}") from e
+
+
+def _check_fingerprints(store: Store, study: str) -> None:
+    """A study goes on only with the checkpoints that it began with."""
+    from optimizer.spec import from_document
+    from storage.checkpoints import Checkpoint
+
+    record = store.study(study)
+    for source in from_document(dict(record.spec)).sources:
+        found = Checkpoint(source)
+        if found.fingerprint != record.fingerprints[source.name]:
+            raise InputError(
+                f"a checkpoint must be what it was when the study began, but {source.name} ({found.path}) has changed."
+            )
+
+
+def _positive(trials: int | None, default: int) -> int:
+    if trials is not None and trials < 1:
+        raise InputError(f"--trials must be 1 or more, but got {trials}.")
+    return default if trials is None else trials

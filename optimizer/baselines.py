@@ -1,0 +1,36 @@
+"""Where a search starts, and what every merge must beat: uniform, each checkpoint, the base, the references."""
+
+from dataclasses import dataclass
+
+from optimizer.spec import BASE, UNIFORM, Spec
+from search_spaces.recipe import Recipe, only
+from search_spaces.space import SIMPLEX_METHODS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """A recipe that is measured first; without a name it is a starting point of the user's and no baseline."""
+
+    name: str | None
+    recipe: Recipe
+
+
+def starting_points(spec: Spec) -> list[Baseline]:
+    """Uniform, every corner, the base, every reference, then the points from the study file.
+
+    For task-vector methods a corner is that checkpoint's task vector at scale 1, uniform every one at 1/k.
+    """
+    space = spec.space
+    names = [c.name for c in spec.checkpoints]
+    uniform = Baseline(name=UNIFORM, recipe=space.blend(dict.fromkeys(names, 1 / len(names))))
+    corners = [Baseline(name=name, recipe=space.blend({name: 1.0})) for name in names]
+    outside = [Baseline(name=name, recipe=only(name)) for name in [BASE, *(r.name for r in spec.references)]]
+    own = [Baseline(name=None, recipe=space.blend(_scaled(spec, weights))) for weights in spec.search.start_from]
+    return [uniform, *corners, *outside, *own]
+
+
+def _scaled(spec: Spec, weights: dict[str, float]) -> dict[str, float]:
+    if spec.search_space.methods[0] not in SIMPLEX_METHODS:
+        return weights
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}

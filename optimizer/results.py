@@ -1,0 +1,218 @@
+"""What a study has found: one row a trial, the front among them, and the pick."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import optuna
+
+from optimizer.front import posterior
+from optimizer.spec import Spec, from_document
+from search_spaces.errors import InputError
+from search_spaces.recipe import Recipe
+from storage.records import Measured, Score
+from storage.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measured trial. ``objectives`` are raw, ``posterior`` is the model's (mean, standard error)."""
+
+    trial: int
+    recipe: Recipe
+    objectives: Mapping[str, Score]
+    posterior: Mapping[str, tuple[float, float]]
+    feasible: bool
+    baseline: str | None
+    on_front: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as the command line prints it."""
+        return {
+            "trial": self.trial,
+            "recipe": self.recipe.to_json(),
+            "weights": self.recipe.mean_weights(),
+            "objectives": {name: score.to_json() for name, score in self.objectives.items()},
+            "posterior": {name: {"mean": mean, "stderr": stderr} for name, (mean, stderr) in self.posterior.items()},
+            "feasible": self.feasible,
+            "baseline": self.baseline,
+            "on_front": self.on_front,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Every measured trial of a study by number, and why its front is by raw means where it is (else None)."""
+
+    spec: Spec
+    rows: tuple[Row, ...]
+    fallback: str | None
+
+    @property
+    def front(self) -> list[Row]:
+        """The rows on the front, best first by the first objective."""
+        first = self.spec.optimised[0]
+        sign = -1.0 if first.maximise else 1.0
+        return sorted((r for r in self.rows if r.on_front), key=lambda r: sign * r.posterior[first.name][0])
+
+    @property
+    def merges(self) -> list[Row]:
+        """The rows of merges (checkpoints as they are included), without the base and the references."""
+        names = {c.name for c in self.spec.checkpoints}
+        return [r for r in self.rows if set(r.recipe.weights) <= names]
+
+    @property
+    def baselines(self) -> list[Row]:
+        """The baselines' rows."""
+        return [r for r in self.rows if r.baseline is not None]
+
+    def row(self, trial: int) -> Row:
+        """The row of one trial; raises InputError where it is not measured."""
+        for row in self.rows:
+            if row.trial == trial:
+                return row
+        numbers = ", ".join(str(r.trial) for r in self.rows) or "none"
+        raise InputError(f"the trial must be a measured one ({numbers}), but got {trial}.")
+
+
+def results(store: Store, name: str) -> Results:
+    """Read a study: measurements as they are, the front by posterior mean."""
+    spec = from_document(dict(store.study(name).spec))
+    study = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
+    measured = store.measured(name)
+    believed = posterior(study)
+    labels = {t.number: t.user_attrs.get("baseline") for t in study.get_trials(deepcopy=False)}
+    rows = []
+    for number, estimate in believed.trials.items():
+        if number not in measured:
+            continue
+        scores = {o.name: measured[number].scores[o.name] for o in spec.optimised}
+        means = _believed(scores, estimate.mean, estimate.stderr)
+        rows.append(
+            Row(
+                trial=number,
+                recipe=measured[number].recipe,
+                objectives=scores,
+                posterior=means,
+                feasible=is_feasible(spec, {o: mean for o, (mean, _) in means.items()}),
+                baseline=labels[number],
+                on_front=number in believed.front,
+            )
+        )
+    return Results(spec=spec, rows=tuple(sorted(rows, key=lambda r: r.trial)), fallback=believed.fallback)
+
+
+def is_feasible(spec: Spec, means: Mapping[str, float]) -> bool:
+    """Whether every constraint of the measured objectives holds at these means."""
+    return all(v <= 0 for o in spec.objectives if o.name in means for v in o.violations(means[o.name]).values())
+
+
+def scores_of(measured: Mapping[int, Measured], rows: Sequence[Row]) -> dict[int, dict[str, float]]:
+    """Means by trial and objective for picking: of a split where it was measured, else the posterior's."""
+    return {
+        r.trial: {name: score.mean for name, score in measured[r.trial].scores.items()}
+        if r.trial in measured
+        else {name: mean for name, (mean, _) in r.posterior.items()}
+        for r in rows
+    }
+
+
+_PICK = re.compile(r"^\s*(?P<goal>max|min)\s+(?P<objective>\S+)(?:\s+where\s+(?P<conditions>.+?))?\s*$")
+_CONDITION = re.compile(r"^\s*(?P<objective>\S+)\s*(?P<sign>>=|<=)\s*(?P<bound>[-+.\deE]+)\s*$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """A parsed pick expression: the best of one objective where bounds on others hold."""
+
+    text: str
+    objective: str
+    maximise: bool
+    conditions: tuple[tuple[str, bool, float], ...]
+
+    @classmethod
+    def parse(cls, text: str, objectives: Sequence[str]) -> "Pick":
+        """Read ``max OBJECTIVE [where OBJECTIVE >= NUMBER [and ...]]``; raises InputError."""
+        found = _PICK.match(text)
+        if found is None:
+            raise InputError(f"--pick must read like 'max general where safety >= 0.95', but got {text!r}.")
+        conditions = [c for c in re.split(r"\s+and\s+", found["conditions"] or "") if c]
+        pick = cls(
+            text=text,
+            objective=found["objective"],
+            maximise=found["goal"] == "max",
+            conditions=tuple(_condition(c) for c in conditions),
+        )
+        unknown = [n for n in [pick.objective, *(c[0] for c in pick.conditions)] if n not in objectives]
+        if unknown:
+            raise InputError(f"--pick must name objectives ({', '.join(objectives)}), but names {unknown[0]}.")
+        return pick
+
+    def choose(self, means: Mapping[int, Mapping[str, float]]) -> int:
+        """The trial that this expression picks; raises InputError where none meets its conditions."""
+        allowed = [n for n, values in means.items() if self._holds(values)]
+        if not allowed:
+            best = {
+                o: (max if least else min)(v[o] for v in means.values() if o in v) for o, least, _ in self.conditions
+            }
+            nearest = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
+            raise InputError(f"a trial must meet {self.text!r}, but none does (best on its own: {nearest}).")
+        sign = 1.0 if self.maximise else -1.0
+        return max(allowed, key=lambda n: (sign * means[n][self.objective], -n))
+
+    def _holds(self, values: Mapping[str, float]) -> bool:
+        if self.objective not in values:
+            return False
+        return all(
+            name in values and (values[name] >= bound if least else values[name] <= bound)
+            for name, least, bound in self.conditions
+        )
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV: one column a checkpoint's weight and four an objective."""
+    out = io.StringIO()
+    objectives = list(rows[0].objectives) if rows else []
+    checkpoints = list(dict.fromkeys(name for r in rows for name in r.recipe.weights))
+    parts = ("mean", "stderr", "n", "unscored")
+    header = ["trial", "baseline", "on_front", "feasible", "method", *(f"weight.{c}" for c in checkpoints)]
+    header += [f"{o}.{p}" for o in objectives for p in parts]
+    header += [f"{o}.posterior_{p}" for o in objectives for p in ("mean", "stderr")]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for r in rows:
+        weights = r.recipe.mean_weights()
+        fixed = [r.trial, r.baseline or "", r.on_front, r.feasible, r.recipe.method]
+        raw = [r.objectives[o].to_json()[p] for o in objectives for p in parts]
+        writer.writerow(
+            [
+                *fixed,
+                *(weights.get(c, 0.0) for c in checkpoints),
+                *raw,
+                *(v for o in objectives for v in r.posterior[o]),
+            ]
+        )
+    return out.getvalue()
+
+
+def _believed(
+    scores: Mapping[str, Score], means: Sequence[float], stderrs: Sequence[float]
+) -> dict[str, tuple[float, float]]:
+    return {
+        name: (mean, stderr if isfinite(stderr) else score.stderr)
+        for (name, score), mean, stderr in zip(scores.items(), means, stderrs, strict=True)
+    }
+
+
+def _condition(text: str) -> tuple[str, bool, float]:
+    found = _CONDITION.match(text)
+    try:
+        if found is not None and isfinite(bound := float(found["bound"])):
+            return found["objective"], found["sign"] == ">=", bound
+    except ValueError:
+        pass
+    raise InputError(f"a condition of --pick must read like 'safety >= 0.95', but got {text!r}.")

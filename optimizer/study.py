@@ -1,0 +1,223 @@
+"""One study in its database: what to propose next, what to keep of an outcome, what a crash left behind."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from typing import Literal
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from optimizer.baselines import Baseline, starting_points
+from optimizer.samplers import make_sampler
+from optimizer.spec import Spec, from_document
+from search_spaces.errors import InputError
+from search_spaces.recipe import Recipe
+from storage.records import Assignment, Failed, Measured, Outcome
+from storage.store import Store, StudyRecord
+from storage.tables import now
+
+_log = logging.getLogger(__name__)
+
+_PACKAGES = ("mergefront", "optuna", "torch", "transformers", "safetensors", "ray")
+
+
+@dataclass(frozen=True, slots=True)
+class _FromTrial:
+    """Parameters that an Optuna trial proposes."""
+
+    trial: Trial
+
+    def number(self, name: str, low: float, high: float) -> float:
+        return self.trial.suggest_float(name, low, high)
+
+    def choice(self, name: str, options: Sequence[str]) -> str:
+        return str(self.trial.suggest_categorical(name, list(options)))
+
+
+def create_study(store: Store, spec: Spec, *, trials: int, fingerprints: dict[str, str]) -> None:
+    """Write a new study; raises StoreError where the name is taken."""
+    record = StudyRecord(
+        name=spec.study,
+        spec=spec.document(),
+        spec_digest=spec.digest,
+        space_digest=spec.space.digest,
+        planned=trials,
+        fingerprints=fingerprints,
+        versions=versions(),
+        created=now(),
+    )
+    directions: list[Literal["minimize", "maximize"]] = [
+        "maximize" if o.maximise else "minimize" for o in spec.optimised
+    ]
+    store.create(record, directions=directions, objectives=[o.name for o in spec.optimised])
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a measurement depends on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class DriverStudy:
+    """The driver's side of a study: it proposes and records, and is the only writer.
+
+    Our row of a measurement is written first, then Optuna is told. Whatever a crash left between the two is put right
+    when the study is opened: a measured trial that still runs is told, an unmeasured one is handed out again, and
+    one whose proposal was cut off fails and counts for nothing.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        """Open the study and put right what a crash left. Raises InputError where the search space has changed."""
+        record = store.study(name)
+        self.spec = from_document(dict(record.spec))
+        self.planned = record.planned
+        self._space = self.spec.space
+        if self._space.digest != record.space_digest:
+            raise InputError(
+                "a study keeps its search space for life, but the one that this version reads from the spec of "
+                f"{name} has digest {self._space.digest[:12]} and the study was made with {record.space_digest[:12]}."
+            )
+        self._store = store
+        self._name = name
+        sampler = make_sampler(self.spec.search.sampler, seed=self.spec.search.seed)
+        self._study = store.optuna_study(name, sampler)
+        # Telling asks no sampler anything; opening a Trial object by number would make this one propose.
+        self._books = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
+        self._again: list[Assignment] = []
+        self._out: dict[str, int] = {}
+        self._twins: dict[str, list[int]] = {}
+        self._put_right()
+        self._spent = sum("recipe" in t.user_attrs for t in self._study.get_trials(deepcopy=False))
+        self._start: list[Baseline] = self._missing_starts()
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self._name
+
+    def wants_more(self) -> bool:
+        """Whether an assignment is left to hand out: one from before a crash, or a trial that is planned still."""
+        return bool(self._again) or self._spent < self.planned
+
+    def propose(self) -> Assignment | None:
+        """The next assignment; None where its recipe was measured before or is out already: nobody need work."""
+        if self._again:
+            assignment = self._again.pop(0)
+            self._out[assignment.recipe.digest] = assignment.number
+            return assignment
+        assignment = self._starting(self._start.pop(0)) if self._start else self._ask()
+        self._spent += 1
+        digest = assignment.recipe.digest
+        known = self._store.find(self._name, digest)
+        if known is not None:
+            self._keep(replace(known, number=assignment.number))
+            return None
+        if digest in self._out:
+            self._twins.setdefault(digest, []).append(assignment.number)
+            return None
+        self._out[digest] = assignment.number
+        return assignment
+
+    def record(self, outcome: Outcome) -> None:
+        """Keep an outcome, and the same for trials that wait with the same recipe."""
+        digest = outcome.recipe.digest
+        self._out.pop(digest, None)
+        for number in [outcome.number, *self._twins.pop(digest, [])]:
+            self._keep(replace(outcome, number=number))
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many trials are measured, failed and planned."""
+        states = [t.state for t in self._study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
+        return states.count(TrialState.COMPLETE), states.count(TrialState.FAIL), self.planned
+
+    def _keep(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failed):
+            self._store.add_failed(self._name, outcome)
+            self._books.tell(outcome.number, state=TrialState.FAIL)
+            _log.warning("trial %d failed: %s", outcome.number, outcome.reason)
+            return
+        reason = _unusable(outcome, self.spec)
+        if reason:
+            self._keep(Failed(number=outcome.number, recipe=outcome.recipe, split=outcome.split, reason=reason))
+            return
+        self._store.add_measured(self._name, outcome)
+        self._tell(outcome)
+
+    def _tell(self, measured: Measured) -> None:
+        """Tell Optuna plain finite floats; every step can be repeated after a crash."""
+        scores = [measured.scores[o.name] for o in self.spec.optimised]
+        frozen = self._frozen(measured.number)
+        trial = Trial(self._books, frozen._trial_id)
+        trial.set_user_attr("stderr", [s.stderr for s in scores])
+        for objective, score in zip(self.spec.optimised, scores, strict=True):
+            for key, value in objective.violations(score.mean).items():
+                if not any(key in attr for attr in frozen.system_attrs):
+                    trial.set_constraint(key, value)
+        self._books.tell(measured.number, [float(s.mean) for s in scores], state=TrialState.COMPLETE)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return next(t for t in reversed(self._books.get_trials(deepcopy=False)) if t.number == number)
+
+    def _ask(self) -> Assignment:
+        """One proposal of the sampler. The recipe is written last: without it the proposal was cut off."""
+        trial = self._study.ask()
+        recipe = self._space.propose(_FromTrial(trial))
+        trial.set_user_attr("recipe", recipe.to_json())
+        return Assignment(number=trial.number, recipe=recipe)
+
+    def _starting(self, start: Baseline) -> Assignment:
+        """A starting point: through the sampler's queue where the space holds it, else a trial without parameters."""
+        if self._space.contains(start.recipe):
+            label = {} if start.name is None else {"baseline": start.name}
+            self._study.enqueue_trial(self._space.to_parameters(start.recipe), user_attrs=label)
+            return self._ask()
+        attrs = {"recipe": start.recipe.to_json(), "baseline": start.name}
+        self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs))
+        return Assignment(number=self._study.get_trials(deepcopy=False)[-1].number, recipe=start.recipe)
+
+    def _put_right(self) -> None:
+        measured = self._store.measured(self._name)
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            if trial.number in measured:
+                self._tell(measured[trial.number])
+            elif "recipe" in trial.user_attrs:
+                recipe = Recipe.from_json(trial.user_attrs["recipe"])
+                self._again.append(Assignment(number=trial.number, recipe=recipe))
+            else:
+                self._drop(trial)
+
+    def _drop(self, trial: FrozenTrial) -> None:
+        """A proposal that was cut off: it fails without a recipe, and so counts for nothing."""
+        storage = self._store.trials
+        if trial.state == TrialState.WAITING:
+            storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def _missing_starts(self) -> list[Baseline]:
+        trials = self._study.get_trials(deepcopy=False)
+        there = {Recipe.from_json(t.user_attrs["recipe"]).digest for t in trials if "recipe" in t.user_attrs}
+        missing: dict[str, Baseline] = {}
+        for start in starting_points(self.spec):
+            recipe = start.recipe
+            if self._space.contains(recipe):
+                recipe = self._space.recipe(self._space.to_parameters(recipe))
+            if recipe.digest not in there:
+                missing.setdefault(recipe.digest, start)
+        return list(missing.values())
+
+
+def _unusable(measured: Measured, spec: Spec) -> str | None:
+    """Why these scores must not be told, in words."""
+    for name, score in measured.scores.items():
+        if not (isfinite(score.mean) and isfinite(score.stderr)):
+            return f"scores must be finite, but {name} is {score.mean} with standard error {score.stderr}."
+    missing = [o.name for o in spec.optimised if o.name not in measured.scores]
+    return f"every objective must be measured, but {missing[0]} is not." if missing else None

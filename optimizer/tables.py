@@ -1,0 +1,111 @@
+"""What a person reads in the terminal."""
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from optimizer.preflight import Report
+from optimizer.results import Results, Row
+from optimizer.spec import ObjectiveSpec
+from optimizer.validate import Validation
+from search_spaces.recipe import Recipe
+from storage.records import Score
+from storage.store import Summary
+
+
+def front_table(found: Results, rows: Sequence[Row], title: str) -> Table:
+    """Trials with posterior and measured values of every objective, and their weights."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column("")
+    for objective in found.spec.optimised:
+        table.add_column(f"{objective.name}\nposterior", justify="right")
+        table.add_column(f"{objective.name}\nmeasured", justify="right")
+    table.add_column("weights", overflow="fold")
+    for row in rows:
+        cells = [cell for o in found.spec.optimised for cell in _cells(row, o.name)]
+        label = row.baseline or ("" if row.feasible else "constraint not met")
+        table.add_row(str(row.trial), label, *cells, weights_text(row.recipe), style=None if row.feasible else "dim")
+    return table
+
+
+def validation_table(found: Validation, recipes: Mapping[int, Recipe]) -> Table:
+    """Picks and baselines with 95 % intervals on the report split, the search's own figure beside the picks'."""
+    table = Table(title="On fresh items (report split, 95 % intervals)", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column("")
+    for objective in found.spec.objectives:
+        table.add_column(objective.name, justify="right")
+    if any(f.trial in found.picked for f in found.finalists):
+        table.add_column("search said", justify="right")
+    table.add_column("weights", overflow="fold")
+    for finalist in found.finalists:
+        report = finalist.splits.get("report")
+        if report is None:
+            continue
+        picked = finalist.trial in found.picked
+        cells = [_interval(report[o.name], o) for o in found.spec.objectives]
+        if found.picked:
+            search = finalist.splits["search"]
+            cells.append(" / ".join(f"{search[o.name].mean:.3f}" for o in found.spec.optimised) if picked else "")
+        label = finalist.baseline or "picked"
+        table.add_row(
+            str(finalist.trial),
+            label,
+            *cells,
+            weights_text(recipes[finalist.trial]),
+            style="bold" if picked else None,
+        )
+    return table
+
+
+def studies_table(found: Sequence[Summary]) -> Table:
+    """One line a study."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("study", "measured", "failed", "running", "planned", "begun (UTC)"):
+        table.add_column(name, justify="left" if name in ("study", "begun (UTC)") else "right")
+    for s in found:
+        table.add_row(s.name, str(s.measured), str(s.failed), str(s.running), str(s.planned), s.created)
+    return table
+
+
+def check_tables(report: Report) -> list[Table]:
+    """Facts, then the task vectors."""
+    facts = Table(box=None, show_header=False)
+    for name, text in report.facts.items():
+        facts.add_row(name, text)
+    if report.vectors is None:
+        return [facts]
+    vectors = Table(title="Task vectors against the base", box=box.SIMPLE_HEAD, title_justify="left")
+    vectors.add_column("checkpoint")
+    vectors.add_column("relative norm", justify="right")
+    for name in report.vectors.names:
+        vectors.add_column(f"cos {name}", justify="right")
+    for name, norm, cosine in zip(
+        report.vectors.names, report.vectors.relative_norm, report.vectors.cosine, strict=True
+    ):
+        vectors.add_row(name, f"{norm:.4f}", *(f"{c:+.2f}" for c in cosine))
+    return [facts, vectors]
+
+
+def weights_text(recipe: Recipe) -> str:
+    """The weights that are not zero, ``name .25``; with groups one number for each."""
+    shown = [
+        f"{name} {' '.join(f'{w:.2f}'.lstrip('0') for w in values)}"
+        for name, values in recipe.weights.items()
+        if any(round(w, 3) for w in values)
+    ]
+    text = " + ".join(shown) or "no checkpoint"
+    return text if recipe.method == "linear" else f"{recipe.method}: {text}"
+
+
+def _cells(row: Row, objective: str) -> tuple[str, str]:
+    mean, stderr = row.posterior[objective]
+    score = row.objectives[objective]
+    return f"{mean:.3f} ± {stderr:.3f}", f"{score.mean:.3f} ± {score.stderr:.3f}"
+
+
+def _interval(score: Score, objective: ObjectiveSpec) -> str:
+    low, high = score.interval(objective.bounds)
+    return f"{score.mean:.3f} [{low:.3f}, {high:.3f}]"
