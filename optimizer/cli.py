@@ -55,9 +55,14 @@ def _say(message: object, code: int) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from optimizer.demo.tour import tour
+    from optimizer.demo.tour import TourFailed, tour
 
-    tour(Path(options.dir), trials=options.trials)
+    if options.trials is not None and options.trials < 1:
+        raise InputError(f"--trials must be 1 or more, but got {options.trials}.")
+    try:
+        tour(Path(options.dir), trials=options.trials)
+    except TourFailed as e:
+        return _say(e, 1)
     return 0
 
 
@@ -108,7 +113,7 @@ def _studies(options: argparse.Namespace) -> int:
         return 0
     from optimizer.tables import studies_table
 
-    _print(studies_table(found))
+    show(studies_table(found))
     return 0
 
 
@@ -141,7 +146,7 @@ def _validate(options: argparse.Namespace) -> int:
         print(json.dumps(found.to_json(), indent=2))
         return 0
     recipes = {r.trial: r.recipe for r in api.front(options.study, storage=options.storage).rows}
-    _print(validation_table(found, recipes))
+    show(validation_table(found, recipes))
     return 0
 
 
@@ -169,13 +174,13 @@ def _show_front(study: str, storage: str | None, *, everything: bool = False) ->
     if found.fallback:
         print(f"The front is by {found.fallback}.", file=sys.stderr)
     if everything:
-        _print(front_table(found, found.rows, f"Every measured trial of {study}"))
+        show(front_table(found, found.rows, f"Every measured trial of {study}"))
         return
     if not found.front:
         print(f"No trial of {study} meets the constraints; --all shows every trial.", file=sys.stderr)
     on_front = {r.trial for r in found.front}
-    _print(front_table(found, found.front, f"Front of {study}"))
-    _print(front_table(found, [r for r in found.baselines if r.trial not in on_front], "Baselines"))
+    show(front_table(found, found.front, f"Front of {study}"))
+    show(front_table(found, [r for r in found.baselines if r.trial not in on_front], "Baselines"))
 
 
 def print_report(report: object) -> None:
@@ -186,14 +191,15 @@ def print_report(report: object) -> None:
     assert isinstance(report, Report)
     if report.facts:
         for table in check_tables(report):
-            _print(table)
+            show(table)
     for text in report.warnings:
         print(f"warning: {text}", file=sys.stderr)
     for text in report.problems:
         print(f"problem: {text}", file=sys.stderr)
 
 
-def _print(table: object) -> None:
+def show(table: object) -> None:
+    """Print a table on stdout."""
     from rich.console import Console
 
     console = Console()

@@ -5,12 +5,12 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import optuna
 
-from optimizer.front import posterior
+from optimizer.front import Estimate, posterior
 from optimizer.spec import Spec, from_document
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
@@ -91,7 +91,7 @@ def results(store: Store, name: str) -> Results:
         if number not in measured:
             continue
         scores = {o.name: measured[number].scores[o.name] for o in spec.optimised}
-        means = _believed(scores, estimate.mean, estimate.stderr)
+        means = _believed(spec, scores, estimate)
         rows.append(
             Row(
                 trial=number,
@@ -199,13 +199,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _believed(
-    scores: Mapping[str, Score], means: Sequence[float], stderrs: Sequence[float]
-) -> dict[str, tuple[float, float]]:
-    return {
-        name: (mean, stderr if isfinite(stderr) else score.stderr)
-        for (name, score), mean, stderr in zip(scores.items(), means, stderrs, strict=True)
-    }
+def _believed(spec: Spec, scores: Mapping[str, Score], estimate: Estimate) -> dict[str, tuple[float, float]]:
+    """The model's means, within the bounds that it does not know of, and its standard errors where it has any."""
+    believed = {}
+    for objective, mean, stderr in zip(spec.optimised, estimate.mean, estimate.stderr, strict=True):
+        low, high = objective.bounds or (-inf, inf)
+        known = stderr if isfinite(stderr) else scores[objective.name].stderr
+        believed[objective.name] = (min(max(mean, low), high), known)
+    return believed
 
 
 def _condition(text: str) -> tuple[str, bool, float]:

@@ -10,7 +10,7 @@ from optimizer.results import Results, Row
 from optimizer.spec import ObjectiveSpec
 from optimizer.validate import Validation
 from search_spaces.recipe import Recipe
-from storage.records import Score
+from storage.records import Measured, Score
 from storage.store import Summary
 
 
@@ -60,6 +60,33 @@ def validation_table(found: Validation, recipes: Mapping[int, Recipe]) -> Table:
     return table
 
 
+def summary_table(found: Results, chosen: int, reported: Mapping[int, Measured]) -> Table:
+    """The chosen merge between the models that it must be compared with, on the report split."""
+    table = Table(title="What the search found (fresh items, 95 % intervals)", box=box.ROUNDED, title_justify="left")
+    table.add_column("model")
+    for objective in found.spec.objectives:
+        table.add_column(objective.name, justify="right")
+    parts = [
+        p for p in ("refusal", "over_refusal") if any(p in b for m in reported.values() for b in m.breakdown.values())
+    ]
+    for part in parts:
+        table.add_column(part.replace("_", "-"), justify="right")
+    rows = [found.row(chosen), *found.baselines]
+    for row in [r for r in rows if r.trial in reported]:
+        measured = reported[row.trial]
+        cells = [_interval(measured.scores[o.name], o) for o in found.spec.objectives]
+        cells += [
+            f"{measured.breakdown[o][p].mean:.0%}"
+            for p in parts
+            for o in measured.breakdown
+            if p in measured.breakdown[o]
+        ]
+        picked = row.trial == chosen
+        label = f"the picked merge (trial {chosen})" if picked else _kind(row)
+        table.add_row(label, *cells, style="bold" if picked else None)
+    return table
+
+
 def studies_table(found: Sequence[Summary]) -> Table:
     """One line a study."""
     table = Table(box=box.SIMPLE_HEAD)
@@ -98,6 +125,10 @@ def weights_text(recipe: Recipe) -> str:
     ]
     text = " + ".join(shown) or "no checkpoint"
     return text if recipe.method == "linear" else f"{recipe.method}: {text}"
+
+
+def _kind(row: Row) -> str:
+    return "uniform average" if row.baseline == "uniform" else str(row.baseline)
 
 
 def _cells(row: Row, objective: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from typing import Any
 
 import ray
@@ -15,6 +16,8 @@ from workers.worker import Worker
 
 _RETRIES = 2
 """How often an assignment whose worker died is handed to another before it fails."""
+
+_ANSWER_SECONDS = 10
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class RayPool:
 
     def process_ids(self) -> list[int]:
         """Process numbers of the idle workers on whatever node they are."""
-        found: list[int] = ray.get([actor.process_id.remote() for actor in self._idle])
+        found: list[int] = ray.get([actor.ready.remote() for actor in self._idle])
         return found
 
     def _collect(self, ref: Any) -> Outcome | None:
@@ -107,7 +110,7 @@ class RayPool:
     def _first_contact(self) -> None:
         """Wait until every worker has opened its models: what is wrong with the input shows here, before a trial."""
         try:
-            ray.get([actor.process_id.remote() for actor in self._idle])
+            self.process_ids()
         except RayError as e:
             self.close()
             cause = e.cause if isinstance(e, RayTaskError) else e
@@ -120,13 +123,21 @@ class _Actor:
     """The worker inside its Ray actor."""
 
     def __init__(self, setup: Setup) -> None:
-        self._worker = Worker(setup)
+        # Opening is a task of its own: an error in here would reach the driver as the text of a dead actor.
+        self._setup = setup
+        self._worker: Worker | None = None
+
+    def open(self) -> Worker:
+        if self._worker is None:
+            self._worker = Worker(self._setup)
+        return self._worker
+
+    def ready(self) -> int:
+        self.open()
+        return os.getpid()
 
     def run(self, assignment: Assignment) -> Outcome:
-        return self._worker.run(assignment)
-
-    def process_id(self) -> int:
-        return os.getpid()
+        return self.open().run(assignment)
 
 
 def _start(address: str | None, cpus: int) -> bool:
@@ -135,6 +146,8 @@ def _start(address: str | None, cpus: int) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return False
+    if address is not None:
+        _require_answer(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -144,6 +157,21 @@ def _start(address: str | None, cpus: int) -> bool:
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise InputError(f"--ray must be the address of a running Ray cluster, but {address}: {_first_line(e)}") from e
     return address is None
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would wait for minutes, and then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        if address == "auto":
+            return
+        raise InputError(f"--ray must be host:port, ray://host:port or auto, but got {address!r}.")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as e:
+        raise InputError(
+            f"--ray must be the address of a running Ray cluster, but nobody answers at {address}: {e}."
+        ) from e
 
 
 def _environment(setup: Setup) -> dict[str, Any]:

