@@ -1,0 +1,245 @@
+"""The driver's books, with a real store, a real worker and every crash between two writes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from optimizer import loop
+from optimizer.spec import BASE, UNIFORM, Spec, load_spec
+from optimizer.study import DriverStudy, create_study
+from search_spaces.errors import InputError
+from search_spaces.recipe import only
+from storage.records import Assignment, Failed, Measured, Outcome
+from storage.store import Store
+from workers.pool import LocalPool
+from workers.worker import Worker
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@pytest.fixture
+def spec(study_file: Callable[..., Path]) -> Spec:
+    return load_spec(study_file(references=[{"name": "other", "model": "models/other"}]))
+
+
+@pytest.fixture
+def worker(spec: Spec) -> Worker:
+    return Worker(spec.setup(device="cpu"))
+
+
+@pytest.fixture
+def store(spec: Spec, storage: str) -> Iterator[Store]:
+    store = Store.open(storage, create=True)
+    create_study(store, spec, trials=12, fingerprints={})
+    yield store
+    store.close()
+
+
+def run(store: Store, worker: Worker) -> DriverStudy:
+    study = DriverStudy(store, "tiny")
+    loop.search(study, LocalPool(lambda: worker), lambda _: None)
+    return study
+
+
+def trials(store: Store) -> list[optuna.trial.FrozenTrial]:
+    return store.optuna_study("tiny", optuna.samplers.RandomSampler()).get_trials()
+
+
+def test_a_study_begins_with_uniform_corners_base_and_references(store: Store, worker: Worker) -> None:
+    run(store, worker)
+    labels = [t.user_attrs.get("baseline") for t in trials(store)]
+    assert labels[:6] == [UNIFORM, "alpha", "beta", "gamma", BASE, "other"]
+    assert labels[6:] == [None] * 6
+    measured = store.measured("tiny")
+    assert measured[1].recipe.digest == only("alpha").digest
+    assert measured[4].recipe.digest == only(BASE).digest
+
+
+def test_a_study_ends_at_its_planned_number(store: Store, worker: Worker) -> None:
+    study = run(store, worker)
+    assert study.counts() == (12, 0, 12)
+    assert set(store.measured("tiny")) == set(range(12))
+    store.set_planned("tiny", 15)
+    assert run(store, worker).counts() == (15, 0, 15)
+
+
+def test_optuna_is_told_finite_floats_with_stderr_and_constraints(store: Store, worker: Worker) -> None:
+    run(store, worker)
+    for trial in trials(store):
+        measured = store.measured("tiny")[trial.number]
+        assert trial.state == TrialState.COMPLETE
+        assert trial.values == [s.mean for s in measured.scores.values()]
+        assert trial.user_attrs["stderr"] == [s.stderr for s in measured.scores.values()]
+
+
+def test_a_constraint_is_told_by_optunas_own_means(study_file: Callable[..., Path], storage: str, tmp_path: Path) -> None:
+    path = study_file()
+    path.write_text(path.read_text().replace("- name: safety", "- name: safety\n  at_least: 0.9"))
+    spec = load_spec(path)
+    store = Store.open(f"sqlite:///{tmp_path}/c.db", create=True)
+    create_study(store, spec, trials=5, fingerprints={})
+    run(store, Worker(spec.setup(device="cpu")))
+    for trial in trials(store):
+        (violation,) = (v for k, v in trial.system_attrs.items() if "safety at_least 0.9" in k)
+        assert violation == pytest.approx(0.9 - trial.values[0])
+    store.close()
+
+
+def test_a_recipe_that_was_measured_is_not_measured_again(store: Store, worker: Worker) -> None:
+    study = DriverStudy(store, "tiny")
+    first = study.propose()
+    assert first is not None
+    study.record(worker.run(first))
+    study._start.insert(0, study._start[0].__class__(name=None, recipe=first.recipe))
+    assert study.propose() is None
+    measured = store.measured("tiny")
+    assert measured[1].scores == measured[0].scores
+    assert trials(store)[1].values == trials(store)[0].values
+
+
+def test_a_recipe_that_is_out_is_recorded_for_both_trials(store: Store, worker: Worker) -> None:
+    study = DriverStudy(store, "tiny")
+    first = study.propose()
+    assert first is not None
+    study._start.insert(0, study._start[0].__class__(name=None, recipe=first.recipe))
+    assert study.propose() is None
+    study.record(worker.run(first))
+    assert [t.state for t in trials(store)] == [TrialState.COMPLETE] * 2
+
+
+def test_scores_that_are_not_finite_fail_the_trial(store: Store, worker: Worker) -> None:
+    from dataclasses import replace
+
+    study = DriverStudy(store, "tiny")
+    first = study.propose()
+    assert first is not None
+    outcome = worker.run(first)
+    assert isinstance(outcome, Measured)
+    bad = replace(outcome.scores["safety"], mean=float("inf"))
+    study.record(replace(outcome, scores=dict(outcome.scores) | {"safety": bad}))
+    assert trials(store)[0].state == TrialState.FAIL
+    assert store.failures("tiny") == {0: ["scores must be finite, but safety is inf with standard error " + f"{bad.stderr}."]}
+    assert store.measured("tiny") == {}
+
+
+def test_a_failed_trial_counts_and_the_study_goes_on(store: Store, worker: Worker) -> None:
+    class OneFails(LocalPool):
+        def finished(self) -> list[Outcome]:
+            return [
+                Failed(number=o.number, recipe=o.recipe, split=o.split, reason="a reason") if o.number == 2 else o
+                for o in super().finished()
+            ]
+
+    study = DriverStudy(store, "tiny")
+    loop.search(study, OneFails(lambda: worker), lambda _: None)
+    assert study.counts() == (11, 1, 12)
+    assert store.failures("tiny") == {2: ["a reason"]}
+
+
+# Every write of the driver, in the order in which a trial makes them. A crash before or after any of them must lose
+# nothing and measure nothing twice.
+WRITES = [
+    (optuna.Study, "ask"),
+    (optuna.Study, "enqueue_trial"),
+    (optuna.Study, "add_trial"),
+    (optuna.trial.Trial, "suggest_float"),
+    (optuna.trial.Trial, "set_user_attr"),
+    (Store, "add_measured"),
+    (optuna.Study, "tell"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name"), WRITES, ids=[name for _, name in WRITES])
+@pytest.mark.parametrize("nth", [1, 7])
+def test_a_crash_at_any_write_loses_nothing(
+    store: Store, worker: Worker, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool, nth: int
+) -> None:
+    original = getattr(owner, name)
+    calls = 0
+
+    def crash(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth and not after:
+            raise Crash
+        result = original(*arguments, **options)
+        if calls == nth:
+            raise Crash
+        return result
+
+    asked: list[Assignment] = []
+
+    class Counting(LocalPool):
+        def submit(self, assignment: Assignment) -> None:
+            asked.append(assignment)
+            super().submit(assignment)
+
+    monkeypatch.setattr(owner, name, crash)
+    try:
+        loop.search(DriverStudy(store, "tiny"), Counting(lambda: worker), lambda _: None)
+        assert calls < nth, "the crash must have come"
+    except Crash:
+        pass
+    monkeypatch.undo()
+    kept = store.measured("tiny")
+    study = DriverStudy(store, "tiny")
+    loop.search(study, Counting(lambda: worker), lambda _: None)
+    assert study.counts() == (12, 0, 12)
+    assert {n: m.scores for n, m in store.measured("tiny").items() if n in kept} == {n: m.scores for n, m in kept.items()}
+    again = [a.number for a in asked if a.number in kept]
+    assert len(again) == len(set(again)), "a measured trial was handed out again"
+    labels = [t.user_attrs.get("baseline") for t in trials(store) if t.state == TrialState.COMPLETE]
+    assert sorted(x for x in labels if x) == sorted([UNIFORM, "alpha", "beta", "gamma", BASE, "other"])
+
+
+def test_a_changed_search_space_is_refused(store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from search_spaces import space
+
+    monkeypatch.setattr(space, "digest_of", lambda _: "0" * 64)
+    with pytest.raises(InputError, match="a study keeps its search space for life"):
+        DriverStudy(store, "tiny")
+
+
+def test_nobody_waits_for_a_slow_trial(store: Store, worker: Worker) -> None:
+    """Two workers, one of which holds its first trial until the study has nothing else to hand out."""
+
+    class OneSlow:
+        def __init__(self) -> None:
+            self.held: Assignment | None = None
+            self.waiting: list[Assignment] = []
+            self.done_while_held = 0
+            self.submitted = 0
+
+        @property
+        def room(self) -> int:
+            return 2 - len(self.waiting) - (self.held is not None)
+
+        def submit(self, assignment: Assignment) -> None:
+            self.submitted += 1
+            if self.held is None and self.done_while_held == 0:
+                self.held = assignment
+            else:
+                self.waiting.append(assignment)
+
+        def finished(self) -> list[Outcome]:
+            if self.waiting:
+                self.done_while_held += 1
+                return [worker.run(self.waiting.pop(0))]
+            assert self.held is not None
+            held, self.held = self.held, None
+            return [worker.run(held)]
+
+        def close(self) -> None: ...
+
+    pool = OneSlow()
+    study = DriverStudy(store, "tiny")
+    loop.search(study, pool, lambda _: None)
+    assert pool.done_while_held == pool.submitted - 1
+    assert study.counts() == (12, 0, 12)
