@@ -148,7 +148,9 @@ def study_file(models: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(json.loads(json.dumps(study_document(**changes))), sort_keys=False), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(json.loads(json.dumps(study_document(**changes))), sort_keys=False), encoding="utf-8"
+        )
         return path
 
     return write

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, final
@@ -273,7 +273,9 @@ def _last_words(item: Item) -> str:
     return item.prompt if isinstance(item.prompt, str) else item.prompt[-1]["content"]
 
 
+@lru_cache(maxsize=1 << 16)
 def _plain(text: str) -> str:
+    """The form in which texts are compared. Cached: prompts and refusals come again in every trial."""
     text = unicodedata.normalize("NFKC", text).replace("\u2019", "'").replace("\u2018", "'")
     return " ".join(text.casefold().split())
 

@@ -2,9 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import exp, isfinite, log, sqrt
 from statistics import fmean
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from storage.records import Score
 from workers.errors import TrialError
@@ -18,18 +21,14 @@ Bounds = tuple[float, float] | None
 _SOFTNESS = 0.05
 """Scale of the soft minimum: languages that differ by much less than this count alike."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Valued:
-    """One item's value in one suite of an objective."""
-
-    suite: str
-    item: Item
-    value: float | None
+_Array = npt.NDArray[np.float64]
+_AnyKey = TypeVar("_AnyKey", bound=tuple[str | None, ...])
+_Key = tuple[str, str]
+_Codes = npt.NDArray[np.intp]
 
 
-def objective_score(valued: Sequence[Valued], across: Across, bounds: Bounds) -> Score:
-    """The objective's mean with its standard error.
+class Aggregation:
+    """Makes one score of the values of a fixed list of items; what depends on the items alone is laid out once.
 
     A language's mean is the average of its suites' means; the objective's is the mean, minimum, soft minimum or
     weighted mean of its languages. The standard error is that of the linearised estimate, within labels (how many
@@ -37,52 +36,73 @@ def objective_score(valued: Sequence[Valued], across: Across, bounds: Bounds) ->
     nothing varies and values are bounded, every label's items count with one success and one failure more (Agresti &
     Coull 1998), for 0 of n is not certainty.
 
-    Raises: TrialError where a value is not finite, or no item of a language was scored.
+    Args:
+        items: (suite, item) pairs. across: how languages count. bounds: where values lie, None without bounds.
     """
-    scored = [(v, v.value) for v in valued if v.value is not None]
-    for v, value in scored:
-        if not isfinite(value):
-            raise TrialError(f"values must be finite, but item {v.item.id} of {v.suite} has {value}.")
-    cells = _cells(valued)
-    mean, slopes = _combine({cell: fmean(values) for cell, values in cells.items()}, across)
-    strata: dict[tuple[str, str, str | None], list[float]] = defaultdict(list)
-    for v, value in scored:
-        strata[v.suite, v.item.lang, v.item.label].append(value)
-    centres = {stratum: fmean(values) for stratum, values in strata.items()}
-    shares = {stratum: slopes[stratum[:2]] / len(cells[stratum[:2]]) for stratum in strata}
-    pulls: dict[tuple[str, str], float] = defaultdict(float)
-    for v, value in scored:
-        stratum = (v.suite, v.item.lang, v.item.label)
-        pulls[v.suite, v.item.group or v.item.id] += shares[stratum] * (value - centres[stratum])
-    spread = sum(p * p for p in pulls.values())
-    if spread > 0.0 and len(pulls) > 1:
-        variance = spread * len(pulls) / (len(pulls) - 1)
-    else:
-        variance = sum((shares[s] * len(vs)) ** 2 * _least_variance(vs, bounds) for s, vs in strata.items())
-    return Score(mean=mean, stderr=sqrt(variance), n=len(scored), unscored=len(valued) - len(scored))
+
+    def __init__(self, items: Sequence[tuple[str, Item]], across: Across, bounds: Bounds) -> None:
+        self._items = items
+        self._across = across
+        self._bounds = bounds
+        self._cell, self._cells = _codes([(suite, item.lang) for suite, item in items])
+        self._stratum, _ = _codes([(suite, item.lang, item.label) for suite, item in items])
+        self._cluster, _ = _codes([(suite, item.group or item.id) for suite, item in items])
+
+    def score(self, values: Sequence[float | None]) -> Score:
+        """The mean with its standard error, of values in the items' order; None is unscored.
+
+        Raises: TrialError where a value is not finite, or no item of a language was scored.
+        """
+        scored = np.array([v is not None for v in values])
+        numbers = np.array([0.0 if v is None else v for v in values])
+        if not np.isfinite(numbers).all():
+            place = int(np.flatnonzero(~np.isfinite(numbers))[0])
+            suite, item = self._items[place]
+            raise TrialError(f"values must be finite, but item {item.id} of {suite} has {values[place]}.")
+        in_cell = np.bincount(self._cell[scored], minlength=len(self._cells))
+        for count, (suite, lang) in zip(in_cell, self._cells, strict=True):
+            if count == 0:
+                raise TrialError(f"every language must have a scored item, but {lang} of {suite} has none.")
+        means = np.bincount(self._cell[scored], numbers[scored]) / in_cell
+        mean, slopes = _combine(dict(zip(self._cells, means.tolist(), strict=True)), self._across)
+        share = np.array([slopes[cell] for cell in self._cells]) / in_cell
+        variance = self._variance(numbers[scored], scored, share[self._cell[scored]])
+        n = int(scored.sum())
+        return Score(mean=mean, stderr=sqrt(variance), n=n, unscored=len(values) - n)
+
+    def _variance(self, numbers: _Array, scored: npt.NDArray[np.bool_], share: _Array) -> float:
+        """Of the mean; ``share`` is each item's weight in it."""
+        stratum = self._stratum[scored]
+        size = np.bincount(stratum)
+        centre = np.bincount(stratum, numbers) / np.maximum(size, 1)
+        pulls = np.bincount(self._cluster[scored], share * (numbers - centre[stratum]))
+        clusters = len(np.unique(self._cluster[scored]))
+        spread = float((pulls**2).sum())
+        if spread > 1e-24 and clusters > 1:
+            return spread * clusters / (clusters - 1)
+        weight = np.bincount(stratum, share)
+        strata = zip(weight.tolist(), centre.tolist(), size.tolist(), strict=True)
+        return float(sum(w**2 * _least_variance(c, n, self._bounds) for w, c, n in strata if n))
 
 
 def plain_score(values: Sequence[float], bounds: Bounds = (0.0, 1.0)) -> Score:
     """Mean and standard error of independent values."""
     n, mean = len(values), fmean(values)
+    if not isfinite(mean):
+        raise TrialError(f"values must be finite, but their mean is {mean}.")
     spread = sum((v - mean) ** 2 for v in values)
-    variance = spread / (n * (n - 1)) if spread > 0.0 else _least_variance(values, bounds)
+    variance = spread / (n * (n - 1)) if spread > 0.0 else _least_variance(mean, n, bounds)
     return Score(mean=mean, stderr=sqrt(variance), n=n)
 
 
-def _cells(valued: Sequence[Valued]) -> dict[tuple[str, str], list[float]]:
-    cells: dict[tuple[str, str], list[float]] = {}
-    for v in valued:
-        values = cells.setdefault((v.suite, v.item.lang), [])
-        if v.value is not None:
-            values.append(v.value)
-    for (suite, lang), values in cells.items():
-        if not values:
-            raise TrialError(f"every language must have a scored item, but {lang} of {suite} has none.")
-    return cells
+def _codes(keys: Sequence[_AnyKey]) -> tuple[_Codes, list[_AnyKey]]:
+    """Each key's place among the different keys, and these."""
+    distinct = list(dict.fromkeys(keys))
+    places = {key: i for i, key in enumerate(distinct)}
+    return np.array([places[key] for key in keys], dtype=np.intp), distinct
 
 
-def _combine(means: Mapping[tuple[str, str], float], across: Across) -> tuple[float, dict[tuple[str, str], float]]:
+def _combine(means: Mapping[_Key, float], across: Across) -> tuple[float, dict[_Key, float]]:
     """The objective's value and its slope in every (suite, language) mean."""
     by_language: dict[str, list[float]] = defaultdict(list)
     for (_, lang), mean in means.items():
@@ -111,11 +131,10 @@ def _softmin(levels: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     return low - _SOFTNESS * log(total / len(levels)), {lang: part / total for lang, part in parts.items()}
 
 
-def _least_variance(values: Sequence[float], bounds: Bounds) -> float:
-    """Variance of the mean of values that do not vary: with one at either bound added; 0 without bounds."""
+def _least_variance(mean: float, n: int, bounds: Bounds) -> float:
+    """Variance of the mean of n values that do not vary: with one at either bound added; 0 without bounds."""
     if bounds is None:
         return 0.0
     low, high = bounds
-    n = len(values)
-    share = ((fmean(values) - low) / (high - low) * n + 1) / (n + 2)
+    share = ((mean - low) / (high - low) * n + 1) / (n + 2)
     return (high - low) ** 2 * share * (1 - share) / (n + 2)

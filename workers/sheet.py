@@ -12,7 +12,7 @@ from workers.engine import Engine, Request
 from workers.prompts import to_request
 from workers.questions import Answer
 from workers.scorers import Mark, Scorer
-from workers.scores import Across, Valued, objective_score, plain_score
+from workers.scores import Across, Aggregation, plain_score
 from workers.suites import Item
 
 
@@ -57,6 +57,7 @@ class Sheet:
 
     def __init__(self, objectives: Sequence[Objective], tokenizer: PreTrainedTokenizerBase, context: int) -> None:
         self._objectives = objectives
+        self._parts = {objective.name: _Parts(objective) for objective in objectives}
         self._places: dict[str, list[list[int] | None]] = {}
         requests: list[Request] = []
         for suite in (s for o in objectives for s in o.suites):
@@ -72,9 +73,10 @@ class Sheet:
         written = iter(engine.generate(self._written) if self._written else ())
         answers: list[Answer] = [next(scored) if kind else next(written) for kind in self._kinds]
         marks = {suite.key: self._mark(suite, answers) for objective in self._objectives for suite in objective.suites}
+        whole = {o.name: [m for suite in o.suites for m in marks[suite.key]] for o in self._objectives}
         return Result(
-            scores={o.name: objective_score(_valued(o, marks), o.across, o.bounds) for o in self._objectives},
-            breakdown={o.name: _breakdown(o, marks) for o in self._objectives},
+            scores={name: parts.score(whole[name]) for name, parts in self._parts.items()},
+            breakdown={name: parts.breakdown(whole[name]) for name, parts in self._parts.items()},
             marks={suite.key: _columns(suite, marks[suite.key]) for o in self._objectives for suite in o.suites},
         )
 
@@ -104,29 +106,38 @@ def _lay(
     return list(range(len(requests) - len(wanted), len(requests)))
 
 
-def _valued(objective: Objective, marks: Mapping[str, Sequence[Mark]]) -> list[Valued]:
-    return [
-        Valued(suite=suite.key, item=item, value=mark.value)
-        for suite in objective.suites
-        for item, mark in zip(suite.items, marks[suite.key], strict=True)
-    ]
+class _Parts:
+    """An objective's score, and those beside it: by language, by suite where there are several, named parts."""
 
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        items = [(suite.key, item) for suite in objective.suites for item in suite.items]
+        self._whole = Aggregation(items, objective.across, objective.bounds)
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, (suite, item) in enumerate(items):
+            places[f"lang:{item.lang}"].append(place)
+            if len(objective.suites) > 1:
+                places[f"suite:{suite}"].append(place)
+        self._places = {
+            part: (found, Aggregation([items[p] for p in found], "mean", objective.bounds))
+            for part, found in sorted(places.items())
+        }
 
-def _breakdown(objective: Objective, marks: Mapping[str, Sequence[Mark]]) -> dict[str, Score]:
-    """Scores by language (``lang:en``), by suite where there are several, and of every named part."""
-    valued = _valued(objective, marks)
-    by_part: dict[str, list[Valued]] = defaultdict(list)
-    for v in valued:
-        by_part[f"lang:{v.item.lang}"].append(v)
-        if len(objective.suites) > 1:
-            by_part[f"suite:{v.suite}"].append(v)
-    found = {part: objective_score(vs, "mean", objective.bounds) for part, vs in sorted(by_part.items())}
-    parts: dict[str, list[float]] = defaultdict(list)
-    for suite in objective.suites:
-        for mark in marks[suite.key]:
+    def score(self, marks: Sequence[Mark]) -> Score:
+        """The objective's score."""
+        return self._whole.score([mark.value for mark in marks])
+
+    def breakdown(self, marks: Sequence[Mark]) -> dict[str, Score]:
+        """``lang:en``, ``suite:...``, and what the scorer names."""
+        found = {
+            part: aggregation.score([marks[p].value for p in places])
+            for part, (places, aggregation) in self._places.items()
+        }
+        named: dict[str, list[float]] = defaultdict(list)
+        for mark in marks:
             for part, value in mark.parts.items():
-                parts[part].append(value)
-    return found | {part: plain_score(values) for part, values in parts.items()}
+                named[part].append(value)
+        return found | {part: plain_score(values) for part, values in named.items()}
 
 
 def _columns(suite: Suite, marks: Sequence[Mark]) -> Marks:

@@ -39,7 +39,9 @@ def alpha(models: Path, tmp_path: Path) -> Path:
 
 
 def test_a_missing_checkpoint_directory(check: Check, tmp_path: Path) -> None:
-    assert "a checkpoint must be a directory or a hub id, but there is no directory" in check(**with_alpha(tmp_path / "no"))
+    assert "a checkpoint must be a directory or a hub id, but there is no directory" in check(
+        **with_alpha(tmp_path / "no")
+    )
 
 
 def test_a_pickled_checkpoint(check: Check, alpha: Path) -> None:
@@ -57,7 +59,9 @@ def test_another_architecture(check: Check, tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=49, n_embd=16, n_layer=1, n_head=2, n_positions=32))
     model.save_pretrained(tmp_path / "gpt2")
     said = check(**with_alpha(tmp_path / "gpt2"))
-    assert "checkpoints must share one architecture, but got LlamaForCausalLM (base) and GPT2LMHeadModel (alpha)" in said
+    assert (
+        "checkpoints must share one architecture, but got LlamaForCausalLM (base) and GPT2LMHeadModel (alpha)" in said
+    )
 
 
 def test_another_vocabulary_size(check: Check, alpha: Path) -> None:

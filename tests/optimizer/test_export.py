@@ -49,7 +49,11 @@ def test_an_export_scores_every_item_as_stored(store: Store, spec: Spec, tmp_pat
     stored = store.with_marks("tiny", 7)
     setup = spec.setup(device="cpu")
     alone = Setup(
-        sources=(Source(name="base", model=str(out)),), base="base", objectives=setup.objectives, dtype=setup.dtype, device="cpu"
+        sources=(Source(name="base", model=str(out)),),
+        base="base",
+        objectives=setup.objectives,
+        dtype=setup.dtype,
+        device="cpu",
     )
     again = Worker(alone).run(Assignment(number=0, recipe=only("base")))
     assert isinstance(again, Measured)
@@ -116,7 +120,9 @@ def test_a_merge_that_is_not_the_scored_one_is_not_exported(
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
-def test_a_checkpoint_that_has_changed_is_not_exported(study_file: Callable[..., Path], tmp_path: Path, models: Path) -> None:
+def test_a_checkpoint_that_has_changed_is_not_exported(
+    study_file: Callable[..., Path], tmp_path: Path, models: Path
+) -> None:
     import shutil
 
     shutil.copytree(models / "alpha", tmp_path / "mine")

@@ -63,5 +63,9 @@ def test_csv_has_a_column_for_every_number() -> None:
     (read,) = csv.DictReader(io.StringIO(to_csv([row])))
     assert read["trial"] == "4"
     assert (float(read["weight.a"]), float(read["weight.b"])) == (0.25, 0.75)
-    assert (float(read["safety.mean"]), float(read["safety.posterior_mean"]), read["safety.unscored"]) == (0.5, 0.55, "1")
+    assert (float(read["safety.mean"]), float(read["safety.posterior_mean"]), read["safety.unscored"]) == (
+        0.5,
+        0.55,
+        "1",
+    )
     assert list(csv.DictReader(io.StringIO(to_csv([])))) == []

@@ -14,7 +14,9 @@ def changed(text: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def test_relative_paths_are_relative_to_the_file(study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_relative_to_the_file(
+    study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = study_file()
     monkeypatch.chdir("/")
     spec = load_spec(path)

@@ -78,7 +78,9 @@ def test_optuna_is_told_finite_floats_with_stderr_and_constraints(store: Store, 
         assert trial.user_attrs["stderr"] == [s.stderr for s in measured.scores.values()]
 
 
-def test_a_constraint_is_told_by_optunas_own_means(study_file: Callable[..., Path], storage: str, tmp_path: Path) -> None:
+def test_a_constraint_is_told_by_optunas_own_means(
+    study_file: Callable[..., Path], storage: str, tmp_path: Path
+) -> None:
     path = study_file()
     path.write_text(path.read_text().replace("- name: safety", "- name: safety\n  at_least: 0.9"))
     spec = load_spec(path)
@@ -124,7 +126,9 @@ def test_scores_that_are_not_finite_fail_the_trial(store: Store, worker: Worker)
     bad = replace(outcome.scores["safety"], mean=float("inf"))
     study.record(replace(outcome, scores=dict(outcome.scores) | {"safety": bad}))
     assert trials(store)[0].state == TrialState.FAIL
-    assert store.failures("tiny") == {0: ["scores must be finite, but safety is inf with standard error " + f"{bad.stderr}."]}
+    assert store.failures("tiny") == {
+        0: ["scores must be finite, but safety is inf with standard error " + f"{bad.stderr}."]
+    }
     assert store.measured("tiny") == {}
 
 
@@ -192,7 +196,9 @@ def test_a_crash_at_any_write_loses_nothing(
     study = DriverStudy(store, "tiny")
     loop.search(study, Counting(lambda: worker), lambda _: None)
     assert study.counts() == (12, 0, 12)
-    assert {n: m.scores for n, m in store.measured("tiny").items() if n in kept} == {n: m.scores for n, m in kept.items()}
+    assert {n: m.scores for n, m in store.measured("tiny").items() if n in kept} == {
+        n: m.scores for n, m in kept.items()
+    }
     again = [a.number for a in asked if a.number in kept]
     assert len(again) == len(set(again)), "a measured trial was handed out again"
     labels = [t.user_attrs.get("baseline") for t in trials(store) if t.state == TrialState.COMPLETE]

@@ -48,7 +48,9 @@ def test_sharded_files_read_as_one(models: Path, tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": places}))
     assert all(torch.equal(opened(path).tensors[n], tensors[n]) for n in names)
     (path / "part-1.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"every file that .* names must be there, but .*part-1.safetensors is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"every file that .* names must be there, but .*part-1.safetensors is missing"
+    ):
         opened(path)
     index.write_text(json.dumps({"weight_map": {names[0]: "../elsewhere.safetensors"}}))
     with pytest.raises(CheckpointError, match="must name safetensors files beside it"):

@@ -30,7 +30,9 @@ MEASURED = Measured(
     split="search",
     scores={"safety": Score(mean=0.1 + 0.2, stderr=1 / 3, n=7, unscored=1)},
     breakdown={"safety": {"lang:en": Score(mean=0.5, stderr=0.1, n=7)}},
-    marks={"safety/0:x.jsonl": Marks(ids=("1", "2"), values=(1.0, None), verdicts=("refused", None), outputs=("nö", None))},
+    marks={
+        "safety/0:x.jsonl": Marks(ids=("1", "2"), values=(1.0, None), verdicts=("refused", None), outputs=("nö", None))
+    },
     digest="a" * 64,
     seconds={"merge": 0.5},
     worker="here:1",
@@ -153,7 +155,10 @@ def test_the_models_and_the_migrations_agree(url: str) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
-            opts={"version_table": database.VERSION_TABLE, "include_name": lambda n, t, _: t != "table" or n in Base.metadata.tables},
+            opts={
+                "version_table": database.VERSION_TABLE,
+                "include_name": lambda n, t, _: t != "table" or n in Base.metadata.tables,
+            },
         )
         assert compare_metadata(context, Base.metadata) == []
     engine.dispose()

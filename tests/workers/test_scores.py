@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from math import nan, sqrt
 
 import numpy as np
@@ -6,10 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.errors import TrialError
-from workers.scores import Valued, objective_score, plain_score
+from storage.records import Score
+from workers.scores import Across, Aggregation, Bounds, plain_score
 from workers.suites import Item
 
 UNIT = (0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Valued:
+    """One item's value in one suite."""
+
+    suite: str
+    item: Item
+    value: float | None
+
+
+def objective_score(valued: list[Valued], across: Across, bounds: Bounds) -> Score:
+    return Aggregation([(v.suite, v.item) for v in valued], across, bounds).score([v.value for v in valued])
 
 
 def valued(values: list[float | None], lang: str = "aa", suite: str = "s", **more: str) -> list[Valued]:
@@ -59,7 +74,11 @@ def test_the_clustered_standard_error_is_that_of_many_draws() -> None:
         for i in range(60):
             hard = rng.normal(0, 0.2)
             found += [
-                Valued(suite="s", item=Item(id=f"{i}{lang}", prompt="p", lang=lang, group=str(i)), value=0.5 + hard + rng.normal(0, 0.1))
+                Valued(
+                    suite="s",
+                    item=Item(id=f"{i}{lang}", prompt="p", lang=lang, group=str(i)),
+                    value=0.5 + hard + rng.normal(0, 0.1),
+                )
                 for lang in ("aa", "bb")
             ]
         return found

@@ -55,7 +55,11 @@ def test_one_file_is_split_half_quarter_quarter_by_group(tmp_path: Path) -> None
     path = write(tmp_path / "x.jsonl", *(item(i, group=f"g{i // 3}") for i in range(3000)))
     splits = read_splits(SuiteFiles(path=path))
     sizes = {name: len(items) / 3000 for name, items in splits.items()}
-    assert sizes == {"search": pytest.approx(0.5, abs=0.05), "validation": pytest.approx(0.25, abs=0.05), "report": pytest.approx(0.25, abs=0.05)}
+    assert sizes == {
+        "search": pytest.approx(0.5, abs=0.05),
+        "validation": pytest.approx(0.25, abs=0.05),
+        "report": pytest.approx(0.25, abs=0.05),
+    }
     owners = {}
     for name, items in splits.items():
         for found in items:
@@ -68,7 +72,11 @@ def test_files_of_their_own_take_the_other_splits(tmp_path: Path) -> None:
         validation=write(tmp_path / "v.jsonl", item(200)),
         report=write(tmp_path / "r.jsonl", item(300)),
     )
-    assert {name: len(items) for name, items in read_splits(files).items()} == {"search": 100, "validation": 1, "report": 1}
+    assert {name: len(items) for name, items in read_splits(files).items()} == {
+        "search": 100,
+        "validation": 1,
+        "report": 1,
+    }
 
 
 @pytest.mark.parametrize("kind", ["id", "group"])
@@ -90,7 +98,9 @@ def test_chosen_items_are_even_over_languages_and_keep_translations_together() -
         for lang in ("aa", "bb", "cc")
     ]
     chosen = choose(items, 30)
-    assert chosen == choose(list(reversed(items)), 30) or {i.id for i in chosen} == {i.id for i in choose(items[::-1], 30)}
+    assert chosen == choose(list(reversed(items)), 30) or {i.id for i in chosen} == {
+        i.id for i in choose(items[::-1], 30)
+    }
     assert len(chosen) == 30
     assert {(i.lang, i.label) for i in chosen} == {(x, y) for x in ("aa", "bb", "cc") for y in ("harmful", "benign")}
     assert len({i.group for i in chosen}) == 10

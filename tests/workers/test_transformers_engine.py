@@ -30,9 +30,7 @@ def reference(models: Path) -> torch.nn.Module:
 def test_loglikelihoods_are_those_of_each_request_alone(
     engine: TransformersEngine, reference: torch.nn.Module, ends: bool
 ) -> None:
-    requests = tuple(
-        Request(prompt=p, continuation=tuple(range(15, 16 + i)), ends=ends) for i, p in enumerate(PROMPTS)
-    )
+    requests = tuple(Request(prompt=p, continuation=tuple(range(15, 16 + i)), ends=ends) for i, p in enumerate(PROMPTS))
     for request, answer in zip(requests, engine.loglikelihood(requests), strict=True):
         wanted = [*request.continuation, *([2] if ends else [])]
         ids = torch.tensor([[*request.prompt, *wanted]])
@@ -103,14 +101,18 @@ def test_weights_that_are_written_are_the_weights_that_answer(models: Path) -> N
 def test_tied_weights_stand_once_and_like_the_live_ones(models: Path, engine: TransformersEngine) -> None:
     empty = empty_weights(models / "alpha", "float32")
     assert "lm_head.weight" not in empty
-    assert {n: (t.shape, t.dtype) for n, t in empty.items()} == {n: (t.shape, t.dtype) for n, t in engine.weights().items()}
+    assert {n: (t.shape, t.dtype) for n, t in empty.items()} == {
+        n: (t.shape, t.dtype) for n, t in engine.weights().items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "generate"])
 def test_weights_that_give_nan_are_an_error_and_no_answer(models: Path, kind: str) -> None:
     engine = TransformersEngine(models / "alpha", load_tokenizer(models / "alpha"), dtype="float32", device="cpu")
     engine.weights()["model.norm.weight"].fill_(float("nan"))
-    request = Request(prompt=(5,), continuation=(6,)) if kind == "loglikelihood" else Request(prompt=(5,), max_new_tokens=2)
+    request = (
+        Request(prompt=(5,), continuation=(6,)) if kind == "loglikelihood" else Request(prompt=(5,), max_new_tokens=2)
+    )
     with pytest.raises(EngineError, match="logits must be finite"):
         getattr(engine, kind)((request,))
 

@@ -34,7 +34,11 @@ def test_a_corner_scores_as_its_checkpoint_does_alone(setup: Setup) -> None:
     corner = measured(worker, only("beta"))
     beta = next(s for s in setup.sources if s.name == "beta")
     alone = Setup(
-        sources=(Source(name="base", model=beta.model),), base="base", objectives=setup.objectives, dtype="float32", device="cpu"
+        sources=(Source(name="base", model=beta.model),),
+        base="base",
+        objectives=setup.objectives,
+        dtype="float32",
+        device="cpu",
     )
     fresh = measured(Worker(alone), only("base"))
     assert corner.marks == fresh.marks
@@ -67,7 +71,10 @@ def test_a_trial_builds_no_model_and_writes_no_file(
 
 def test_splits_have_items_of_their_own(setup: Setup) -> None:
     worker = Worker(setup)
-    ids = [set(measured(worker, BLEND, split).marks["general/0:choice.jsonl"].ids) for split in ("search", "validation", "report")]
+    ids = [
+        set(measured(worker, BLEND, split).marks["general/0:choice.jsonl"].ids)
+        for split in ("search", "validation", "report")
+    ]
     assert all(ids)
     assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
 
@@ -105,7 +112,9 @@ def test_an_unknown_checkpoint_fails_the_trial(setup: Setup) -> None:
 
 def test_an_item_too_long_for_the_model_is_unscored_and_never_cut(setup: Setup, tmp_path: Path) -> None:
     words = " ".join(["w1"] * 100)
-    lines = [f'{{"id": "{i}", "prompt": "{words if i == 5 else "w1 w2"}", "lang": "aa", "target": "w3"}}' for i in range(60)]
+    lines = [
+        f'{{"id": "{i}", "prompt": "{words if i == 5 else "w1 w2"}", "lang": "aa", "target": "w3"}}' for i in range(60)
+    ]
     (tmp_path / "long.jsonl").write_text("\n".join(lines))
     plan = SuitePlan(key="x", files=SuiteFiles(path=tmp_path / "long.jsonl"), scorer="gold_nll")
     objective = ObjectivePlan(name="nll", suites=(plan,))

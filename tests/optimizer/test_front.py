@@ -1,0 +1,211 @@
+"""The front by posterior mean, and the plain geometry under it."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from optuna.distributions import FloatDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, create_trial
+
+from optimizer.front import hypervolume, knee, non_dominated, posterior, posterior_front
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in "abc"}
+points = arrays(float, st.tuples(st.integers(1, 12), st.just(3)), elements=st.integers(0, 4).map(float))
+
+
+def study_of(trials: Sequence[FrozenTrial], directions: Sequence[str] = ("maximize", "maximize")) -> Study:
+    study = optuna.create_study(directions=list(directions))
+    study.add_trials(list(trials))
+    return study
+
+
+def measured(
+    weights: np.ndarray, values: Sequence[float], stderr: float | None = 0.03, constraint: float | None = None
+) -> FrozenTrial:
+    return create_trial(
+        params=dict(zip(SPACE, weights.tolist(), strict=True)),
+        distributions=SPACE,
+        values=list(values),
+        user_attrs={} if stderr is None else {"stderr": [stderr] * len(values)},
+        constraints=None if constraint is None else {"first": constraint},
+    )
+
+
+def truth(w: np.ndarray) -> np.ndarray:
+    targets = np.array([[0.8, 0.2, 0.0], [0.0, 0.3, 0.7]])
+    return np.exp(-2.0 * ((w[:, None, :] - targets) ** 2).sum(-1))
+
+
+def noisy_trials(count: int = 30, seed: int = 0, at_least: float | None = None) -> list[FrozenTrial]:
+    rng = np.random.default_rng(seed)
+    w = rng.dirichlet(np.ones(3), size=count)
+    values = truth(w) + 0.03 * rng.normal(size=(count, 2))
+    limits = [None if at_least is None else at_least - float(v[0]) for v in values]
+    return [measured(a, v.tolist(), constraint=c) for a, v, c in zip(w, values, limits, strict=True)]
+
+
+@given(points, st.permutations([MAX, MIN, MAX]))
+def test_the_front_of_a_front_is_itself(values: np.ndarray, directions: list[StudyDirection]) -> None:
+    front = values[non_dominated(values, directions)]
+    assert non_dominated(front, directions) == list(range(len(front)))
+
+
+@given(points, st.randoms(use_true_random=False))
+def test_the_order_of_points_does_not_matter(values: np.ndarray, random: object) -> None:
+    order = np.random.default_rng(len(values)).permutation(len(values))
+    directions = [MAX, MIN, MAX]
+    assert sorted(order[non_dominated(values[order], directions)].tolist()) == non_dominated(values, directions)
+
+
+@given(points)
+def test_a_dominated_point_changes_nothing(values: np.ndarray) -> None:
+    worse = np.concatenate([values, values[:1] - [1.0, 1.0, 0.0]])
+    assert non_dominated(worse, [MAX] * 3) == non_dominated(values, [MAX] * 3)
+
+
+def test_values_that_are_no_numbers_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        non_dominated(np.array([[1.0, math.nan]]), [MAX, MAX])
+
+
+def test_hypervolume_is_the_volume_of_the_union_of_boxes() -> None:
+    assert hypervolume(np.array([[1.0, 2.0], [2.0, 1.0]]), [0.0, 0.0], [MAX, MAX]) == pytest.approx(3.0)
+    assert hypervolume(np.array([[-1.0, 2.0], [-2.0, 1.0]]), [0.0, 0.0], [MIN, MAX]) == pytest.approx(3.0)
+    assert hypervolume(np.array([[1.0, 1.0, 2.0], [2.0, 1.0, 1.0]]), [0.0] * 3, [MAX] * 3) == pytest.approx(3.0)
+    assert hypervolume(np.array([[3.0], [1.0]]), [1.0], [MAX]) == pytest.approx(2.0)
+    assert hypervolume(np.zeros((0, 2)), [0.0, 0.0], [MAX, MAX]) == 0.0
+    assert hypervolume(np.array([[-1.0, 5.0]]), [0.0, 0.0], [MAX, MAX]) == 0.0
+
+
+def test_the_knee_bulges_most_whatever_the_units() -> None:
+    values = np.array([[0.0, 1000.0], [0.8, 900.0], [1.0, 0.0]])
+    assert knee(values, [MAX, MAX]) == 1
+    assert knee(values * [1.0, -1.0], [MAX, MIN]) == 1
+    with pytest.raises(ValueError, match="at least 1 point"):
+        knee(np.zeros((0, 2)), [MAX, MAX])
+
+
+def test_few_trials_fall_back_to_raw_means_and_say_so() -> None:
+    trials = noisy_trials(5)
+    study = study_of(trials)
+    result = posterior(study)
+    assert result.fallback is not None
+    assert "fewer than" in result.fallback
+    assert list(result.front) == [t.number for t in study.best_trials]
+    assert result.trials[2].mean == tuple(trials[2].values)
+
+
+def test_a_study_without_trials_has_no_front() -> None:
+    assert posterior_front(study_of([])) == []
+    assert posterior_front(study_of([create_trial(state=optuna.trial.TrialState.FAIL)])) == []
+
+
+def test_the_posterior_is_nearer_to_the_truth_than_the_measurements() -> None:
+    study = study_of(noisy_trials(40))
+    result = posterior(study)
+    assert result.fallback is None
+    w = np.array([[t.params[n] for n in SPACE] for t in study.trials])
+    believed = np.array([result.trials[t.number].mean for t in study.trials])
+    raw = np.array([t.values for t in study.trials])
+    assert ((believed - truth(w)) ** 2).mean() < 0.5 * ((raw - truth(w)) ** 2).mean()
+    assert all(0.0 < s < 0.03 for e in result.trials.values() for s in e.stderr)
+
+
+def test_directions_only_turn_the_sign() -> None:
+    trials = noisy_trials(20)
+    turned = [measured(np.array([*t.params.values()]), [t.values[0], -t.values[1]]) for t in trials]
+    up, down = posterior(study_of(trials)), posterior(study_of(turned, ("maximize", "minimize")))
+    assert up.front == down.front
+    assert down.trials[3].mean[1] == pytest.approx(-up.trials[3].mean[1])
+
+
+def test_the_order_of_trials_does_not_matter() -> None:
+    trials = noisy_trials(25)
+    order = np.random.default_rng(1).permutation(len(trials))
+    straight, shuffled = posterior(study_of(trials)), posterior(study_of([trials[i] for i in order]))
+    assert sorted(int(order[i]) for i in shuffled.front) == list(straight.front)
+    assert shuffled.trials[0].mean == straight.trials[int(order[0])].mean
+
+
+def test_trials_without_stderr_get_a_fitted_noise() -> None:
+    bare = [measured(np.array([*t.params.values()]), t.values, stderr=None) for t in noisy_trials(30)]
+    result = posterior(study_of(bare))
+    assert result.fallback is None
+    assert all(math.isfinite(s) and s > 0.0 for e in result.trials.values() for s in e.stderr)
+
+
+def test_baselines_outside_the_space_keep_their_raw_means() -> None:
+    base = create_trial(values=[2.0, 2.0], user_attrs={"stderr": [0.01, 0.01]})
+    silent = create_trial(values=[0.0, 0.0])
+    result = posterior(study_of([base, silent, *noisy_trials(20)]))
+    assert result.trials[0].mean == (2.0, 2.0)
+    assert result.trials[0].stderr == (0.01, 0.01)
+    assert math.isnan(result.trials[1].stderr[0])
+    assert result.front == (0,)
+    assert result.trials[0].on_front > 0.99
+
+
+def test_chances_to_be_on_the_front_are_probabilities_that_favour_the_front() -> None:
+    result = posterior(study_of(noisy_trials(30)))
+    chances = {n: e.on_front for n, e in result.trials.items()}
+    assert all(0.0 <= c <= 1.0 for c in chances.values())
+    others = [c for n, c in chances.items() if n not in result.front]
+    assert np.mean([chances[n] for n in result.front]) > np.mean(others)
+
+
+def test_infeasible_trials_are_left_out() -> None:
+    study = study_of(noisy_trials(30, at_least=0.6))
+    result = posterior(study)
+    assert result.front
+    assert all(result.trials[n].mean[0] >= 0.6 and result.trials[n].feasible >= 0.4 for n in result.front)
+    assert any(e.feasible < 0.1 for e in result.trials.values())
+
+
+def test_a_constraint_of_its_own_is_modelled_too() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.dirichlet(np.ones(3), size=24)
+    trials = [measured(a, v, constraint=float(a[0] ** 2 - 0.2)) for a, v in zip(w, truth(w).tolist(), strict=True)]
+    result = posterior(study_of(trials))
+    assert result.front
+    assert all(w[n, 0] ** 2 < 0.25 for n in result.front)
+
+
+def test_a_constraint_that_nobody_meets_leaves_the_front_empty() -> None:
+    assert posterior_front(study_of(noisy_trials(20, at_least=5.0))) == []
+    assert posterior_front(study_of(noisy_trials(4, at_least=5.0))) == []
+
+
+def test_constant_objectives_and_infinite_values_do_no_harm() -> None:
+    rng = np.random.default_rng(0)
+    flat = [measured(w, [0.5, 1.0], stderr=0.0) for w in rng.dirichlet(np.ones(3), size=10)]
+    assert len(posterior_front(study_of([*flat, create_trial(values=[math.inf, 0.0])]))) >= 1
+
+
+def test_one_objective_has_a_front_of_its_best() -> None:
+    trials = [measured(np.array([*t.params.values()]), t.values[:1]) for t in noisy_trials(20)]
+    assert len(posterior_front(study_of(trials, ["maximize"]))) == 1
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(0, 1000))
+def test_a_second_look_sees_the_same(seed: int) -> None:
+    study = study_of(noisy_trials(12, seed=seed))
+    assert posterior(study) == posterior(study)
+
+
+def test_a_listing_does_not_import_the_model() -> None:
+    code = "import sys, optimizer.front, optimizer.samplers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
