@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from optimizer.spec import BASE, UNIFORM, Spec
 from search_spaces.recipe import Recipe, only
-from search_spaces.space import SIMPLEX_METHODS
+from search_spaces.methods import SIMPLEX_METHODS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

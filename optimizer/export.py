@@ -102,6 +102,7 @@ def _write_weights(
                 raise ExportError(f"every tensor must be finite, but {name} of the merge is not.")
             digests[name] = tensor_digest(tensor)
         save_file(shard, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod(0o644)  # safetensors writes for the owner alone
         places |= dict.fromkeys(names, file)
     if count > 1:
         total = sum(t.nbytes for t in like.values())

@@ -1,18 +1,19 @@
 """The study file: parsed strictly, every refusal with the rule, the values and the line."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from optimizer import yaml_lines
 from search_spaces.errors import InputError
 from search_spaces.groups import Groups
+from search_spaces.methods import CATALOGUE, METHODS, PARAMETERS, SIMPLEX_METHODS, takers
 from search_spaces.recipe import digest_of
-from search_spaces.space import METHODS, SIMPLEX_METHODS, Space
+from search_spaces.space import Range, Space
 from storage.checkpoints import Source
 from workers.scorers import make_scorer, read_phrases
 from workers.setup import ObjectivePlan, Setup, SuitePlan
@@ -46,11 +47,23 @@ class CheckpointSpec(_Strict):
 
 
 class SearchSpaceSpec(_Strict):
-    """What may be proposed."""
+    """What may be proposed. A method parameter is a number, which fixes it, or [low, high], which searches it."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     method: str | Annotated[list[str], Field(min_length=1)] = "linear"
     groups: str = "model"
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 1.2]
+    density: list[float] | None = None
+    gamma: list[float] | None = None
+    epsilon: list[float] | None = None
+    lambda_: list[float] | None = Field(default=None, alias="lambda")
+
+    @property
+    def parameters(self) -> dict[str, Range]:
+        """The range of each method parameter that the file names; low = high where it is fixed."""
+        given = {"density": self.density, "gamma": self.gamma, "epsilon": self.epsilon, "lambda": self.lambda_}
+        return {name: (pair[0], pair[1]) for name, pair in given.items() if pair is not None}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -63,9 +76,33 @@ class SearchSpaceSpec(_Strict):
         names = [value] if isinstance(value, str) else value
         unknown = [n for n in names if n not in METHODS]
         if unknown:
-            raise ValueError(f"a merge method must be one of {', '.join(METHODS)}, but got {unknown[0]!r}")
+            hint = " (it has no weights to search: it is a baseline of every study)" * (unknown[0] in CATALOGUE)
+            raise ValueError(f"a merge method must be one of {', '.join(METHODS)}, but got {unknown[0]!r}{hint}")
         _refuse_twice("a method", names)
         return value
+
+    @field_validator("density", "gamma", "epsilon", "lambda_", mode="before")
+    @classmethod
+    def _pair(cls, value: object, info: ValidationInfo) -> list[float] | None:
+        """A number becomes a pair of equals."""
+        name = str(info.field_name).rstrip("_")
+        rule = PARAMETERS[name]
+        pair = value if isinstance(value, list) else [value, value]
+        numbers = [float(x) for x in pair if isinstance(x, int | float) and not isinstance(x, bool) and rule.holds(x)]
+        if value is None or (len(numbers) == len(pair) == 2 and numbers[0] <= numbers[1]):
+            return None if value is None else numbers
+        raise ValueError(f"{name} must be a number in {rule.interval} or [low, high] of such, but got {value!r}")
+
+    @model_validator(mode="after")
+    def _taken(self) -> "SearchSpaceSpec":
+        for name in self.parameters:
+            if not set(takers(name)) & set(self.methods):
+                raise ValueError(
+                    f"{name} is a parameter of {', '.join(takers(name))}, but the method is {', '.join(self.methods)}"
+                )
+        if "della" in self.methods:
+            _check_della(self.parameters)
+        return self
 
     @field_validator("groups")
     @classmethod
@@ -178,7 +215,7 @@ class Spec(_Strict):
 
     study: Name
     base: Text
-    checkpoints: Annotated[list[CheckpointSpec], Field(min_length=2)]
+    checkpoints: Annotated[list[CheckpointSpec], Field(min_length=1)]
     references: list[CheckpointSpec] = []
     search_space: SearchSpaceSpec = SearchSpaceSpec()
     objectives: Annotated[list[ObjectiveSpec], Field(min_length=1)]
@@ -192,8 +229,8 @@ class Spec(_Strict):
         _refuse_twice("an objective's name", [o.name for o in self.objectives])
         if not self.optimised:
             raise ValueError("at least one objective must have role: optimise, but all are watched")
-        if "slerp" in self.search_space.methods and len(self.checkpoints) != 2:
-            raise ValueError(f"slerp merges two checkpoints, but there are {len(self.checkpoints)}")
+        for method in self.search_space.methods:
+            _check_count(method, len(self.checkpoints))
         for i, weights in enumerate(self.search.start_from):
             self._check_start(i, weights)
         return self
@@ -222,6 +259,7 @@ class Spec(_Strict):
             checkpoints=tuple(c.name for c in self.checkpoints),
             groups=self.search_space.groups,
             scale=(low, high),
+            parameters=self.search_space.parameters,
         )
 
     @property
@@ -405,7 +443,7 @@ def _keys_at(path: tuple[str | int, ...]) -> list[str]:
     }
     for part in path:
         model = nested.get(str(part), model)
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _dotted(path: tuple[str | int, ...]) -> str:
@@ -422,3 +460,23 @@ def _refuse_twice(what: str, names: Sequence[str]) -> None:
     twice = [n for i, n in enumerate(names) if n in names[:i]]
     if twice:
         raise ValueError(f"{what} must stand once (base and uniform are taken), but {twice[0]!r} stands twice")
+
+
+def _check_count(method: str, count: int) -> None:
+    """Whether a method merges so many checkpoints."""
+    least, most = CATALOGUE[method].least, CATALOGUE[method].most
+    if count < least:
+        raise ValueError(f"{method} merges at least {least} checkpoints, but there is {count}")
+    if most is not None and count > most:
+        others = {"slerp": "multislerp merges more", "wise_ft": "linear and task_arithmetic merge more"}[method]
+        raise ValueError(f"{method} merges {'two' if most == 2 else 'one'}, but there are {count} ({others})")
+
+
+def _check_della(parameters: Mapping[str, Range]) -> None:
+    low, high = parameters.get("density", (PARAMETERS["density"].default,) * 2)
+    epsilon = parameters.get("epsilon", (PARAMETERS["epsilon"].default,) * 2)[1]
+    if low - epsilon <= 0 or high + epsilon > 1:
+        raise ValueError(
+            "della keeps elements with probabilities from density - epsilon to density + epsilon, which must lie in "
+            f"(0, 1], but density is {low if low == high else [low, high]} and epsilon {epsilon} (set both)"
+        )

@@ -6,15 +6,9 @@ from typing import Protocol
 
 from search_spaces import simplex
 from search_spaces.groups import Groups
+from search_spaces.methods import CATALOGUE, PARAMETERS
 from search_spaces.recipe import Recipe, digest_of
 
-SIMPLEX_METHODS = ("linear", "slerp")
-"""Methods whose weights are positive and sum to 1 (parameters ``w.<checkpoint>``)."""
-
-TASK_VECTOR_METHODS = ("task_arithmetic",)
-"""Methods that scale task vectors freely and need the base (parameters ``scale.<checkpoint>``)."""
-
-METHODS = SIMPLEX_METHODS + TASK_VECTOR_METHODS
 Range = tuple[float, float]
 
 
@@ -51,7 +45,11 @@ class Space:
 
     Parameter names: ``w.<checkpoint>`` on the dead-zone simplex, ``scale.<checkpoint>`` for task-vector methods, each
     with ``@<group>`` behind it where there is more than one group; a method parameter by its own name; ``method``
-    where there are several.
+    where there are several. A trial has only those parameters that its own method takes.
+
+    Attributes:
+        scale: the range of a task vector's scale. parameters: the ranges of method parameters; low = high fixes one,
+            one that is not named keeps its default. A recipe holds them all.
     """
 
     methods: tuple[str, ...]
@@ -65,7 +63,7 @@ class Space:
         method = suggest.choice("method", self.methods) if len(self.methods) > 1 else self.methods[0]
         labels = Groups.parse(self.groups).labels()
         columns = [self._column(suggest, method, label) for label in labels]
-        extra = {name: self._parameter(suggest, name) for name in self.parameters}
+        extra = {name: self._parameter(suggest, name) for name in CATALOGUE[method].parameters}
         return Recipe(
             method=method,
             groups=self.groups,
@@ -82,10 +80,10 @@ class Space:
         found: dict[str, float | str] = {"method": recipe.method} if len(self.methods) > 1 else {}
         for column, label in enumerate(Groups.parse(self.groups).labels()):
             values = [recipe.weights[name][column] for name in self.checkpoints]
-            if recipe.method in SIMPLEX_METHODS:
+            if _on_simplex(recipe.method):
                 values = list(simplex.coordinates_of(values))
             found |= {_name(recipe.method, name, label): x for name, x in zip(self.checkpoints, values, strict=True)}
-        return found | {name: recipe.parameters[name] for name in self.parameters if not self._fixed(name)}
+        return found | {name: recipe.parameters[name] for name in recipe.parameters if not self._fixed(name)}
 
     def contains(self, recipe: Recipe) -> bool:
         """Whether this space can propose the recipe."""
@@ -93,7 +91,9 @@ class Space:
             recipe.method in self.methods
             and recipe.groups == self.groups
             and set(recipe.weights) == set(self.checkpoints)
-            and set(recipe.parameters) == set(self.parameters)
+            and all(_within(w, self._weight_range(recipe.method)) for ws in recipe.weights.values() for w in ws)
+            and set(recipe.parameters) == set(CATALOGUE[recipe.method].parameters)
+            and all(_within(x, self._range(name)) for name, x in recipe.parameters.items())
         )
 
     def blend(self, weights: Mapping[str, float]) -> Recipe:
@@ -107,7 +107,7 @@ class Space:
             method=self.methods[0],
             groups=self.groups,
             weights={name: (float(weights.get(name, 0.0)),) * count for name in self.checkpoints},
-            parameters={name: (low + high) / 2 for name, (low, high) in self.parameters.items()},
+            parameters={name: sum(self._range(name)) / 2 for name in CATALOGUE[self.methods[0]].parameters},
         )
 
     @property
@@ -124,19 +124,35 @@ class Space:
         )
 
     def _column(self, suggest: Suggest, method: str, label: str) -> tuple[float, ...]:
-        low, high = (simplex.LOW, simplex.HIGH) if method in SIMPLEX_METHODS else self.scale
+        on_simplex = _on_simplex(method)
+        low, high = (simplex.LOW, simplex.HIGH) if on_simplex else self._weight_range(method)
         drawn = [suggest.number(_name(method, name, label), low, high) for name in self.checkpoints]
-        return simplex.weights_of(drawn) if method in SIMPLEX_METHODS else tuple(drawn)
+        return simplex.weights_of(drawn) if on_simplex else tuple(drawn)
+
+    def _weight_range(self, method: str) -> Range:
+        return self.scale if CATALOGUE[method].drawn == "scale" else (0.0, 1.0)
 
     def _parameter(self, suggest: Suggest, name: str) -> float:
-        low, high = self.parameters[name]
+        low, high = self._range(name)
         return low if self._fixed(name) else suggest.number(name, low, high)
 
+    def _range(self, name: str) -> Range:
+        default = PARAMETERS[name].default
+        return self.parameters.get(name, (default, default))
+
     def _fixed(self, name: str) -> bool:
-        low, high = self.parameters[name]
+        low, high = self._range(name)
         return low == high
 
 
+def _on_simplex(method: str) -> bool:
+    return CATALOGUE[method].drawn == "simplex"
+
+
+def _within(value: float, bounds: Range) -> bool:
+    return bounds[0] <= value <= bounds[1]
+
+
 def _name(method: str, checkpoint: str, label: str) -> str:
-    prefix = "w" if method in SIMPLEX_METHODS else "scale"
+    prefix = "w" if _on_simplex(method) else "scale"
     return f"{prefix}.{checkpoint}@{label}" if label else f"{prefix}.{checkpoint}"

@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 17
 """Elements at a time in the loop: its few float32 temporaries stay in the cache."""
 
+_PLACES = 1 << 31
+"""Draws repeat after so many elements of one tensor."""
+
 _SMALL = 1 << 14
 """Tensors of fewer elements (norms, biases) are not worth calling compiled code, nor another compilation."""
 
@@ -32,7 +35,7 @@ class Pass:
 
     Attributes:
         kernel: a name in :data:`KERNELS`. tensors: k tensors of one shape, any float type. base: the base's.
-        ranks: k integer tensors of that shape, for ``ranked_election`` only. factors: rows of k numbers.
+        ranks: k float32 tensors of that shape, for ``ranked_election`` only. factors: rows of k numbers.
         integers: rows of k numbers in the range of int32. arity: the most tensors that the same method reads with
             other weights, 0 for what is not worth compiling.
     """
@@ -80,8 +83,7 @@ class Compiled:
 
     def write(self, todo: Pass, out: Tensor) -> None:
         """See :class:`Runner`."""
-        types = {t.dtype for t in (*todo.tensors, *([] if todo.base is None else [todo.base]))}
-        if not self._works or out.numel() < _SMALL or len(types) > 1 or len(todo.tensors) > todo.arity:
+        if not self._works or not _suits(todo):
             self._loop.write(todo, out)
             return
         try:
@@ -114,6 +116,11 @@ class Operands(NamedTuple):
     factors: Tensor
     integers: Tensor
     first: int
+
+
+def copy(out: Tensor, x: Operands) -> None:
+    """out = theta_0, bit for bit where the types are one."""
+    out.copy_(x.tensors[0])
 
 
 def weighted_sum(out: Tensor, x: Operands) -> None:
@@ -167,6 +174,7 @@ def ranked_election(out: Tensor, x: Operands) -> None:
 
 
 KERNELS: dict[str, Callable[[Tensor, Operands], None]] = {
+    "copy": copy,
     "weighted_sum": weighted_sum,
     "plain_sum": plain_sum,
     "trimmed_sum": trimmed_sum,
@@ -201,13 +209,14 @@ def _dropped(delta: Tensor, places: Tensor, x: Operands, i: int) -> Tensor:
 
 
 def _ranked(delta: Tensor, places: Tensor, x: Operands, i: int) -> Tensor:
-    density = x.factors[2, i] + x.ranks[i].float() * x.factors[3, i]
+    density = x.factors[2, i] + x.ranks[i] * x.factors[3, i]
     draw = (_draws(places, x.integers, i).float() + 2147483648.0) * 2.0**-32
     return torch.where(draw <= density, delta / density, 0.0) * x.factors[0, i]
 
 
-def _places(out: Tensor, offset: int) -> Tensor:
-    return torch.arange(offset, offset + out.shape[0], device=out.device).to(torch.int32)
+def _places(out: Tensor, first: int) -> Tensor:
+    first %= _PLACES
+    return torch.arange(first, first + out.shape[0], dtype=torch.int32, device=out.device)
 
 
 def _draws(places: Tensor, integers: Tensor, i: int) -> Tensor:
@@ -220,6 +229,13 @@ def _draws(places: Tensor, integers: Tensor, i: int) -> Tensor:
     x = x ^ ((x >> 15) & 0x1FFFF) ^ integers[1, i]
     x = x * 0x735A2D97
     return x ^ ((x >> 15) & 0x1FFFF)
+
+
+def _suits(todo: Pass) -> bool:
+    count = todo.tensors[0].numel()
+    types = {t.dtype for t in todo.tensors} | (set() if todo.base is None else {todo.base.dtype})
+    drawn = any(todo.integers)
+    return len(types) == 1 and len(todo.tensors) <= todo.arity and count >= _SMALL and not (drawn and count > _PLACES)
 
 
 def _operands(todo: Pass) -> Operands:

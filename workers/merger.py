@@ -69,9 +69,7 @@ class Merger:
         if target.numel() == 0:
             return
         todo = plan(recipe.method, self._inputs_of(recipe, name), self._weights(recipe, name), recipe.parameters)
-        if todo.kernel == "copy":
-            target.copy_(todo.tensors[0])
-        elif target.is_contiguous():
+        if target.is_contiguous():
             self._runner.write(flat(todo), target.view(-1))
         else:
             whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)

@@ -64,7 +64,7 @@ class Inputs:
         return self._once(("window", checkpoint, density, gamma), lambda: self._window(checkpoint, density, gamma))
 
     def ranks(self, checkpoint: str) -> Tensor:
-        """Rank (n,) of each magnitude of the task vector within its row (the last dimension), the least being 0."""
+        """Rank (n,), float32, from 0, of each magnitude of the task vector in its row (the last dimension)."""
         return self._once(("ranks", checkpoint), lambda: self._ranks(checkpoint))
 
     def seeds(self, checkpoint: str) -> tuple[int, int]:
@@ -103,9 +103,9 @@ class Inputs:
     def _ranks(self, checkpoint: str) -> Tensor:
         sizes = self._sizes(checkpoint)
         rows = sizes.reshape(-1, sizes.shape[-1]) if sizes.dim() else sizes.reshape(1, 1)
-        places = torch.arange(rows.shape[1], dtype=torch.int32, device=rows.device).expand(rows.shape)
-        order = rows.argsort(dim=1, stable=True)
-        return torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places).reshape(-1)
+        places = torch.arange(rows.shape[1], dtype=torch.float32, device=rows.device).expand(rows.shape)
+        ranks = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+        return ranks.scatter_(1, rows.argsort(dim=1, stable=True), places).view(-1)
 
     def _sizes(self, checkpoint: str) -> Tensor:
         return (self.tensors[checkpoint].float() - self.base.float()).abs_()

@@ -1,6 +1,7 @@
 """The transformers engine: any causal language model of the library, on CPU and CUDA."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -61,7 +62,7 @@ class TransformersEngine:
         # Keyed by identity: the tuple itself is kept beside its batches, so that its id stays taken.
         self._prepared: dict[int, tuple[tuple[Request, ...], list[Any]]] = {}
         self.forward_seconds = 0.0
-        """Wall seconds spent in the model's forward passes so far."""
+        """Wall seconds spent so far in forward passes and in reading their logits."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """Parameters and persistent buffers by their checkpoint names; of tied ones the first name."""
@@ -77,9 +78,9 @@ class TransformersEngine:
         """One prefill for each batch of similar length."""
         answers: list[LogLikelihood | None] = [None] * len(requests)
         for batch, targets in self._batches(requests):
-            width = targets.tokens.shape[1]
-            logits = self._forward(batch, logits_to_keep=width).logits
-            totals, greedy = _against(logits, targets, self._end)
+            with self._timed():
+                logits = self._forward(batch, logits_to_keep=targets.tokens.shape[1]).logits
+                totals, greedy = _against(logits, targets, self._end)
             for row, total, right, count in zip(
                 batch.rows, totals, greedy, targets.counts.sum(1).tolist(), strict=True
             ):
@@ -92,7 +93,8 @@ class TransformersEngine:
         answers: list[Generated | None] = [None] * len(requests)
         for batch, _ in self._batches(requests):
             limits = [requests[row].max_new_tokens for row in batch.rows]
-            written = self._decode(batch, max(limits))
+            with self._timed():
+                written = self._decode(batch, max(limits))
             for row, tokens, limit in zip(batch.rows, written, limits, strict=True):
                 answers[row] = self._generated(tokens[:limit])
         return [a for a in answers if a is not None]
@@ -125,13 +127,15 @@ class TransformersEngine:
         return Generated(text=str(text), truncated=end is None)
 
     def _forward(self, batch: _Batch, **options: Any) -> Any:
-        started = perf_counter()
         options.setdefault("use_cache", False)
-        output = self._model(input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, **options)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        return self._model(input_ids=batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, **options)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Counts what runs inside as forward time; it must end in values on the host, so that the device is done."""
+        started = perf_counter()
+        yield
         self.forward_seconds += perf_counter() - started
-        return output
 
     def _batches(self, requests: tuple[Request, ...]) -> list[Any]:
         known = self._prepared.get(id(requests))
