@@ -17,6 +17,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
