@@ -8,10 +8,9 @@
     export(study, "out/model", pick="max general where safety >= 0.95")
 
 ``storage`` is a database URL; it defaults to ``MERGEFRONT_STORAGE``, else ``sqlite:///mergefront.db`` in the working
-directory. Wrong input raises :class:`search_spaces.errors.InputError` with a message that says the rule, then the values.
+directory. Wrong input raises :class:`search_spaces.errors.InputError`: its message says the rule, then the values.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 from optimizer import loop
 from optimizer import preflight as _preflight
 from optimizer import validate as _validate
+from optimizer.database import open_store, studies
 from optimizer.export import export_trial
 from optimizer.results import Pick, Results, results, scores_of
 from optimizer.samplers import make_sampler
@@ -28,11 +28,11 @@ from optimizer.watcher import NOBODY, Watcher
 from search_spaces.errors import InputError
 from storage.errors import StoreError
 from storage.records import Failed, Outcome
-from storage.store import Store, Summary
+from storage.store import Store
 from workers.pool import Pool
 from workers.worker import pick_device
 
-DEFAULT_STORAGE = "sqlite:///mergefront.db"
+__all__ = ["check", "export", "front", "launch", "open_store", "resume", "studies", "validate"]
 
 
 class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
@@ -93,12 +93,6 @@ def resume(
         _run(store, study, ray, watcher)
 
 
-def studies(*, storage: str | None = None) -> list[Summary]:
-    """Every study in the database."""
-    with open_store(storage) as store:
-        return store.studies()
-
-
 def front(study: str, *, storage: str | None = None) -> Results:
     """What the study has found: every measured trial and the front among them."""
     with open_store(storage) as store:
@@ -150,16 +144,6 @@ def choose(store: Store, study: str, found: Results, pick: str) -> int:
     validated = store.measured(study, "validation")
     rows = [r for r in found.merges if r.trial in validated] or found.merges
     return expression.choose(scores_of(validated, rows))
-
-
-@contextmanager
-def open_store(storage: str | None = None, *, create: bool = False) -> Iterator[Store]:
-    """The database at ``storage``, closed at the end."""
-    store = Store.open(storage or os.environ.get("MERGEFRONT_STORAGE") or DEFAULT_STORAGE, create=create)
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:

@@ -10,8 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search_spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from storage.store import Summary
 
 # What a command needs is imported inside it: listing studies must not pay for torch, Ray and BoTorch.
 
@@ -105,16 +109,27 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _studies(options: argparse.Namespace) -> int:
-    from optimizer import api
+    from optimizer.database import studies
 
-    found = api.studies(storage=options.storage)
+    found = studies(storage=options.storage)
     if options.format == "json":
         print(json.dumps([asdict(s) for s in found], indent=2))
         return 0
-    from optimizer.tables import studies_table
-
-    show(studies_table(found))
+    show(_studies_table(found))
     return 0
+
+
+def _studies_table(found: "Sequence[Summary]") -> object:
+    """One line a study."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("study", "measured", "failed", "running", "planned", "begun (UTC)"):
+        table.add_column(name, justify="left" if name in ("study", "begun (UTC)") else "right")
+    for s in found:
+        table.add_row(s.name, str(s.measured), str(s.failed), str(s.running), str(s.planned), s.created)
+    return table
 
 
 def _front(options: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from optimizer.spec import ObjectiveSpec
 from optimizer.validate import Validation
 from search_spaces.recipe import Recipe
 from storage.records import Measured, Score
-from storage.store import Summary
 
 
 def front_table(found: Results, rows: Sequence[Row], title: str) -> Table:
@@ -84,16 +83,6 @@ def summary_table(found: Results, chosen: int, reported: Mapping[int, Measured])
         picked = row.trial == chosen
         label = f"the picked merge (trial {chosen})" if picked else _kind(row)
         table.add_row(label, *cells, style="bold" if picked else None)
-    return table
-
-
-def studies_table(found: Sequence[Summary]) -> Table:
-    """One line a study."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("study", "measured", "failed", "running", "planned", "begun (UTC)"):
-        table.add_column(name, justify="left" if name in ("study", "begun (UTC)") else "right")
-    for s in found:
-        table.add_row(s.name, str(s.measured), str(s.failed), str(s.running), str(s.planned), s.created)
     return table
 
 

@@ -1,0 +1,25 @@
+"""Which database: the one named, the environment's, or the working directory's. Imports nothing heavy."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from storage.store import Store, Summary
+
+DEFAULT_STORAGE = "sqlite:///mergefront.db"
+
+
+@contextmanager
+def open_store(storage: str | None = None, *, create: bool = False) -> Iterator[Store]:
+    """The database at ``storage``, closed at the end."""
+    store = Store.open(storage or os.environ.get("MERGEFRONT_STORAGE") or DEFAULT_STORAGE, create=create)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def studies(*, storage: str | None = None) -> list[Summary]:
+    """Every study in the database, oldest first."""
+    with open_store(storage) as store:
+        return store.studies()
