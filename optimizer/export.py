@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from optimizer.card import model_card
+from optimizer.mergekit import mergekit_yaml
 from optimizer.spec import BASE, Spec, from_document
 from optimizer.study import versions
 from search_spaces.errors import InputError
-from search_spaces.groups import Groups
 from search_spaces.recipe import Recipe, digest_of
 from storage.checkpoints import Checkpoint, open_tensors, tensor_digest
 from storage.files import whole_directory
@@ -58,19 +57,6 @@ def export_trial(store: Store, name: str, number: int, out: Path) -> Path:
     return out
 
 
-def mergekit_yaml(spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> str:
-    """The same merge for mergekit; weights by layer where the recipe has groups.
-
-    Weights are written as they are, so mergekit's own normalisation of ``linear`` changes nothing.
-    """
-    if all(len(set(values)) == 1 for values in recipe.weights.values()):
-        body = _mergekit_model(spec, recipe, checkpoints)
-    else:
-        body = _mergekit_grouped(spec, recipe, checkpoints)
-    head = "# The same merge as a mergekit configuration.\n"
-    return head + str(yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
-
-
 def _opened(spec: Spec, recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, Checkpoint]:
     """Base and the recipe's checkpoints, in the study's order; their content must be what was scored."""
     wanted = {BASE, *recipe.weights}
@@ -89,7 +75,8 @@ def _write_weights(
 ) -> dict[str, str]:
     """Shards with their index; never more than one shard in memory. Returns the digest of every tensor."""
     like = empty_weights(checkpoints[BASE].path, spec.workers.dtype)
-    merger = Merger({name: c.tensors for name, c in checkpoints.items()}, BASE)
+    tensors = {name: c.tensors for name, c in checkpoints.items()}
+    merger = Merger(tensors, BASE, seed=spec.search.seed, compiled=False)
     count = sum(1 for _ in _shards(like))
     digests: dict[str, str] = {}
     places: dict[str, str] = {}
@@ -172,53 +159,3 @@ def _manifest(
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _mergekit_model(spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    weights = {
-        name: values[0] for name, values in recipe.weights.items() if values[0] != 0.0 or recipe.method == "slerp"
-    }
-    body: dict[str, Any] = {"merge_method": recipe.method}
-    if recipe.method == "slerp":
-        left, right = weights
-        body |= {
-            "base_model": _path(checkpoints[left]),
-            "models": [{"model": _path(checkpoints[right])}],
-            "parameters": {"t": weights[right] / (weights[left] + weights[right])},
-        }
-        return body | _mergekit_tail(spec, checkpoints)
-    if recipe.method != "linear":
-        body |= {"base_model": _path(checkpoints[BASE]), "parameters": {"normalize": False}}
-    body["models"] = [
-        {"model": _path(checkpoints[name]), "parameters": {"weight": weight}} for name, weight in weights.items()
-    ] or [{"model": _path(checkpoints[next(iter(recipe.weights))]), "parameters": {"weight": 0.0}}]
-    return body | _mergekit_tail(spec, checkpoints)
-
-
-def _mergekit_grouped(spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """One weight a tensor: mergekit takes the first filter that is a part of the tensor's name."""
-    groups = Groups.parse(recipe.groups)
-    names = list(empty_weights(checkpoints[BASE].path, spec.workers.dtype))
-    layers = int(checkpoints[BASE].config.get("num_hidden_layers", 0))
-    models = [
-        {
-            "model": _path(checkpoints[checkpoint]),
-            "parameters": {
-                "weight": [{"filter": name, "value": groups.weight(values, name, layers)} for name in names]
-            },
-        }
-        for checkpoint, values in recipe.weights.items()
-    ]
-    body: dict[str, Any] = {"merge_method": recipe.method, "models": models}
-    if recipe.method != "linear":
-        body |= {"base_model": _path(checkpoints[BASE]), "parameters": {"normalize": False}}
-    return body | _mergekit_tail(spec, checkpoints)
-
-
-def _mergekit_tail(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    return {"dtype": "float32", "out_dtype": spec.workers.dtype, "tokenizer_source": _path(checkpoints[BASE])}
-
-
-def _path(checkpoint: Checkpoint) -> str:
-    path = str(checkpoint.path)
-    return path if checkpoint.adapter is None else f"{path}+{checkpoint.adapter}"

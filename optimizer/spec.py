@@ -277,6 +277,7 @@ class Spec(_Strict):
             dtype=self.workers.dtype,
             device=device,
             threads=threads,
+            seed=self.search.seed,
         )
 
     def document(self) -> dict[str, Any]:

@@ -131,12 +131,12 @@ def slerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass:
     if len(weights) != 2:
         raise MergeError(f"slerp merges two checkpoints (multislerp merges more), but got {len(weights)}.")
     left, right = _shares(weights)
-    lengths = _lengths(inputs)
-    if 0.0 in (left, right) or not any(lengths):
-        return linear(inputs, dict(zip(weights, (left, right), strict=True)), {})
+    straight = linear(inputs, dict(zip(weights, (left, right), strict=True)), {})
+    if 0.0 in (left, right) or not any(lengths := _lengths(inputs)):
+        return straight
     cosine = inputs.gram(of_vectors=False)[0][1] / (lengths[0] * lengths[1])
     if abs(cosine) > _PARALLEL:
-        return linear(inputs, dict(zip(weights, (left, right), strict=True)), {})
+        return straight
     angle = acos(cosine)
     factors = [sin(left * angle) / sin(angle), sin(right * angle) / sin(angle)]
     return _sum_of(list(inputs.tensors.values()), factors, arity=2)
@@ -150,9 +150,8 @@ def multislerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pas
     MergeError where some of the tensors but not all are zero, or where directions cancel out.
     """
     shares = _shares(weights)
-    lengths = _lengths(inputs)
     used = [i for i, share in enumerate(shares) if share != 0.0]
-    if len(used) == 1 or not any(lengths):
+    if len(used) == 1 or not any(lengths := _lengths(inputs)):
         return linear(inputs, dict(zip(weights, shares, strict=True)), {})
     gram = np.array(inputs.gram(of_vectors=False))[np.ix_(used, used)]
     sizes, weight = np.array(lengths)[used], np.array(shares)[used]

@@ -54,6 +54,7 @@ class Setup:
     Attributes:
         sources: base, checkpoints and references, in the order in which sums run. base: the base's name.
         dtype: of the live weights. device: ``cpu``, ``cuda`` or ``auto``. threads: torch threads of one worker.
+        seed: the study's, from which the masks of DARE and DELLA are drawn.
     """
 
     sources: tuple[Source, ...]
@@ -62,3 +63,4 @@ class Setup:
     dtype: str
     device: str = "auto"
     threads: int = 1
+    seed: int = 0

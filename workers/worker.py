@@ -34,7 +34,8 @@ class Worker:
             base.path, self._tokenizer, dtype=setup.dtype, device=pick_device(setup.device)
         )
         self._targets = self._engine.weights()
-        self._merger = Merger({n: _resident(c.tensors, self._targets) for n, c in checkpoints.items()}, setup.base)
+        resident = {n: _resident(c.tensors, self._targets) for n, c in checkpoints.items()}
+        self._merger = Merger(resident, setup.base, seed=setup.seed)
         self._objectives = {plan.name: plan.load() for plan in setup.objectives}
         self._sheets: dict[str, Sheet] = {}
 

@@ -194,9 +194,12 @@ def test_constant_objectives_and_infinite_values_do_no_harm() -> None:
     assert len(posterior_front(study_of([*flat, create_trial(values=[math.inf, 0.0])]))) >= 1
 
 
-def test_one_objective_has_a_front_of_its_best() -> None:
-    trials = [measured(np.array([*t.params.values()]), t.values[:1]) for t in noisy_trials(20)]
-    assert len(posterior_front(study_of(trials, ["maximize"]))) == 1
+def test_one_objective_is_modelled_as_it_is_beside_others() -> None:
+    trials = noisy_trials(20)
+    alone = [measured(np.array([*t.params.values()]), t.values[:1]) for t in trials]
+    single, both = posterior(study_of(alone, ["maximize"])), posterior(study_of(trials))
+    assert len(single.front) == 1
+    assert [e.mean[0] for e in single.trials.values()] == pytest.approx([e.mean[0] for e in both.trials.values()], abs=1e-3)
 
 
 @settings(deadline=None, max_examples=5)

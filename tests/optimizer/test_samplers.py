@@ -57,7 +57,7 @@ def baseline(values: Sequence[float]) -> FrozenTrial:
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(ValueError, match="must be one of auto, gp, .* but got 'bayes'"):
+    with pytest.raises(ValueError, match=r"must be one of auto, gp, .* but got 'bayes'"):
         make_sampler("bayes")
 
 
@@ -280,8 +280,8 @@ def test_two_thousand_trials_take_auto_less_than_ten_seconds_of_one_core() -> No
     raw = rng.uniform(-0.5, 1.0, size=(2000, 3))
     study.add_trials(
         [
-            create_trial(params=(p := dict(zip(SPACE, x.tolist(), strict=True))), distributions=SPACE, values=scores(p, 2))
-            for x in raw
+            create_trial(params=p, distributions=SPACE, values=scores(p, 2))
+            for p in (dict(zip(SPACE, x.tolist(), strict=True)) for x in raw)
         ]
     )
     started = time.process_time()

@@ -1,0 +1,224 @@
+"""Which trials are on the front, and how sure that is.
+
+Choosing the front by measured values picks the lucky ones (winner's curse); here it is chosen by the posterior mean of
+a model of the whole study, with the probability of each choice beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from optuna.study import Study, StudyDirection
+
+if TYPE_CHECKING:
+    from optimizer.surrogate import Data, Surrogate
+
+Array = npt.NDArray[np.float64]
+
+ENOUGH_TRIALS = 8
+"""Fewest trials in the search space that a model is asked about; below it raw means decide."""
+
+_DRAWS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What is known of one COMPLETE trial, by objective order and in the study's own units and directions.
+
+    ``stderr`` is NaN where nothing states it. ``on_front`` and ``feasible`` are probabilities.
+    """
+
+    mean: tuple[float, ...]
+    stderr: tuple[float, ...]
+    on_front: float
+    feasible: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posterior:
+    """Every COMPLETE trial's estimate by its number, the front, and why raw means had to do (None if they had not)."""
+
+    trials: Mapping[int, Estimate]
+    front: tuple[int, ...]
+    fallback: str | None
+
+
+def posterior_front(study: Study) -> list[int]:
+    """Numbers of the trials on the front by posterior mean, in order; empty if no trial is feasible by it.
+
+    See `posterior`, which says more.
+    """
+    return list(posterior(study).front)
+
+
+def posterior(study: Study) -> Posterior:
+    """Posterior of every COMPLETE trial under a Gaussian process of the searched space.
+
+    Each trial's own noise (user attribute ``stderr``, one standard error an objective) is used where it is set.
+    Trials outside the space (baselines) and trials far behind the front of a very long study keep their raw means and
+    standard errors. The order of the trials changes nothing, nor does a second call. Objectives are modelled as
+    independent of one another. Trials with values that are not finite are left out.
+    """
+    from optimizer import surrogate
+
+    data = surrogate.data_of(study)
+    believed = _raw(data)
+    model, fitted, reason = _model(study, data)
+    if model is not None:
+        believed = _modelled(believed, model, fitted, data)
+    return _summary(data.numbers, believed, surrogate.signs(study), reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beliefs:
+    """Means and errors ``(n, m)``, constraint means ``(n, c)``, draws ``(s, n, m)`` and ``(s, n)`` feasible."""
+
+    mean: Array
+    stderr: Array
+    constraints: Array
+    draws: Array
+    feasible: npt.NDArray[np.bool_]
+
+
+def _raw(data: Data) -> _Beliefs:
+    stderr = np.sqrt(data.variances)
+    noise = np.random.default_rng(0).normal(size=(_DRAWS, *data.values.shape)) * np.nan_to_num(stderr)
+    constraints = np.nan_to_num(data.constraints, nan=-math.inf)
+    feasible = np.tile((constraints <= 0.0).all(axis=1), (_DRAWS, 1))
+    return _Beliefs(
+        mean=data.values, stderr=stderr, constraints=constraints, draws=data.values + noise, feasible=feasible
+    )
+
+
+def _model(study: Study, data: Data) -> tuple[Surrogate | None, npt.NDArray[np.int_], str | None]:
+    """The model and the rows that it was fitted on, or the reason why there is none."""
+    from optimizer import surrogate
+
+    nothing = np.array([], dtype=int)
+    distributions = surrogate.shared_distributions(study.get_trials(deepcopy=False))
+    space = surrogate.space_of(distributions) if distributions else None
+    if distributions is None or (distributions and space is None):
+        return None, nothing, "raw means: the search space is not made of numbers that every trial has"
+    rows = data.inside(space) if space is not None else nothing
+    if space is None or len(rows) < ENOUGH_TRIALS:
+        return None, nothing, f"raw means: fewer than {ENOUGH_TRIALS} trials in the search space"
+    rows = rows[surrogate.most_telling(data.rows(rows))]
+    with surrogate.one_thread(0):
+        try:
+            return surrogate.Surrogate(space, data.rows(rows)), rows, None
+        except surrogate.FIT_ERRORS as error:
+            return None, nothing, f"raw means: the model could not be fitted ({type(error).__name__})"
+
+
+def _modelled(raw: _Beliefs, model: Surrogate, rows: npt.NDArray[np.int_], data: Data) -> _Beliefs:
+    """Beliefs with the modelled rows taken from the model."""
+    m = data.values.shape[1]
+    mean, stderr, draws = model.beliefs(data.rows(rows), _DRAWS)
+    constraints = (
+        np.stack([r.slope * mean[:, r.outcome] + r.intercept for r in model.rules], axis=1)
+        if model.rules
+        else mean[:, :0]
+    )
+    broken = [r.slope * draws[:, :, r.outcome] + r.intercept > 0.0 for r in model.rules]
+    new = _Beliefs(
+        mean=raw.mean.copy(),
+        stderr=raw.stderr.copy(),
+        constraints=raw.constraints.copy(),
+        draws=raw.draws.copy(),
+        feasible=raw.feasible.copy(),
+    )
+    new.mean[rows], new.stderr[rows] = mean[:, :m], stderr[:, :m]
+    new.constraints[rows], new.draws[:, rows] = constraints, draws[:, :, :m]
+    new.feasible[:, rows] = ~np.any(broken, axis=0) if broken else True
+    return new
+
+
+def _summary(numbers: Sequence[int], believed: _Beliefs, signs: Array, reason: str | None) -> Posterior:
+    feasible = np.asarray((believed.constraints <= 0.0).all(axis=1))
+    best = _leaders(believed.mean, feasible)
+    chance = np.mean(
+        [_leaders(values, allowed) for values, allowed in zip(believed.draws, believed.feasible, strict=True)],
+        axis=0,
+    )
+    allowed = believed.feasible.mean(axis=0)
+    trials = {
+        number: Estimate(
+            mean=tuple((believed.mean[i] * signs).tolist()),
+            stderr=tuple(believed.stderr[i].tolist()),
+            on_front=float(chance[i]),
+            feasible=float(allowed[i]),
+        )
+        for i, number in enumerate(numbers)
+    }
+    return Posterior(trials=trials, front=tuple(n for n, b in zip(numbers, best, strict=True) if b), fallback=reason)
+
+
+def _leaders(values: Array, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which rows are allowed and not dominated by another allowed row; more is better."""
+    rows = np.flatnonzero(allowed)
+    leaders = np.zeros(len(values), dtype=bool)
+    leaders[rows[_front_rows(values[rows])]] = True
+    return leaders
+
+
+def _front_rows(values: Array) -> npt.NDArray[np.int_]:
+    """Rows that no row dominates, equal rows all kept; more is better."""
+    left = np.lexsort(-values.T[::-1])
+    kept: list[int] = []
+    while len(left):
+        # In this order no row is dominated by a later one, so the first that is left is on the front.
+        first = values[left[0]]
+        kept.extend(left[(values[left] == first).all(axis=1)].tolist())
+        left = left[(values[left] > first).any(axis=1)]
+    return np.array(sorted(kept), dtype=int)
+
+
+def non_dominated(values: Array, directions: Sequence[StudyDirection]) -> list[int]:
+    """Rows of ``values (n, m)`` that no other row dominates, in order; equal rows are all kept.
+
+    Raises:
+        ValueError: a value is NaN.
+    """
+    if np.isnan(values).any():
+        raise ValueError("values must be numbers to be compared, but some are NaN.")
+    return [int(row) for row in _front_rows(_turned(values, directions))]
+
+
+def hypervolume(values: Array, reference: Sequence[float], directions: Sequence[StudyDirection]) -> float:
+    """Volume between a set of points ``(n, m)`` and a reference point ``(m,)``, by BoTorch; 0.0 for no points."""
+    import torch
+    from botorch.utils.multi_objective.box_decompositions.dominated import DominatedPartitioning
+
+    points = _turned(np.asarray(values, dtype=float).reshape(-1, len(directions)), directions)
+    corner = _turned(np.array([reference], dtype=float), directions)[0]
+    better = points[(points > corner).all(axis=1)]
+    if len(better) == 0:
+        return 0.0
+    if len(directions) == 1:
+        return float(better.max() - corner[0])
+    boxes = DominatedPartitioning(ref_point=torch.from_numpy(corner), Y=torch.from_numpy(better))
+    return float(boxes.compute_hypervolume())
+
+
+def knee(values: Array, directions: Sequence[StudyDirection]) -> int:
+    """Row of the front ``values (n, m)`` that bulges most: farthest beyond the plane through its extremes.
+
+    Objectives are scaled to the front's own range first, so that their units do not matter (Das 1999).
+
+    Raises:
+        ValueError: there is no row.
+    """
+    if len(values) == 0:
+        raise ValueError("a knee needs at least 1 point, but got 0.")
+    turned = _turned(values, directions)
+    span = np.ptp(turned, axis=0)
+    return int(np.argmax(((turned - turned.min(axis=0)) / np.where(span > 0.0, span, 1.0)).sum(axis=1)))
+
+
+def _turned(values: Array, directions: Sequence[StudyDirection]) -> Array:
+    return np.asarray(values, dtype=float) * [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in directions]
