@@ -180,21 +180,20 @@ class _Wrapped(_Stateless):
 
 
 class _Joint(_Stateless):
-    """A sampler that proposes all parameters together, in the features of `optimizer.surrogate.Space`.
-
-    Parameters that are no numbers, or that come and go from trial to trial, are left to Optuna's grouped TPE.
-    """
+    """A sampler that proposes all parameters together, in the features of `optimizer.surrogate.Space`."""
 
     def __init__(self, seed: int, space: Distributions | None) -> None:
         super().__init__(seed)
-        self._known = dict(space) if space is not None else None
+        self._known = dict(space) if space else None
         self._other = _Wrapped(_grouped_tpe, seed)
+        if self._known is not None:
+            self._accept(self._known)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         distributions = self._known or _distributions(study, trial)
-        if distributions is None or not _all_numbers(distributions):
+        if not self._accept(distributions):
             return self._other.infer_relative_search_space(study, trial)
-        return {name: d for name, d in distributions.items() if not d.single()}
+        return {name: d for name, d in (distributions or {}).items() if not d.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -219,6 +218,10 @@ class _Joint(_Stateless):
             return high if param_name.startswith("w.") else (param_distribution.low + high) / 2
         return self._other.sample_independent(study, trial, param_name, param_distribution)
 
+    def _accept(self, distributions: Distributions | None) -> bool:
+        """Whether this sampler can search these parameters; if not it raises ValueError, or they go to grouped TPE."""
+        raise NotImplementedError
+
     def _propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -229,8 +232,15 @@ def _distributions(study: Study, trial: FrozenTrial) -> Distributions | None:
     return shared_distributions([t for t in study.get_trials(deepcopy=False) if t.number != trial.number])
 
 
-def _all_numbers(distributions: Distributions) -> bool:
-    return all(isinstance(d, (FloatDistribution, IntDistribution)) for d in distributions.values())
+def _all_numbers(distributions: Distributions | None) -> bool:
+    numbers = (FloatDistribution, IntDistribution)
+    return distributions is not None and all(isinstance(d, numbers) for d in distributions.values())
+
+
+def _require_numbers(name: str, distributions: Distributions | None) -> None:
+    if not _all_numbers(distributions):
+        got = ", ".join(distributions) if distributions else "parameters that come and go"
+        raise ValueError(f"the {name} sampler needs the same numbers in every trial, but got {got}.")
 
 
 def _any_measured(study: Study) -> bool:
@@ -255,7 +265,13 @@ def _is_new(point: Array, seen: Array) -> bool:
 
 
 class _Auto(_Joint):
-    """Uniform and corners, some random mixes, then the point with the largest expected gain in hypervolume."""
+    """Uniform and corners, some random mixes, then the point with the largest expected gain in hypervolume.
+
+    Parameters that are no numbers, or that come and go from trial to trial, are left to Optuna's grouped TPE.
+    """
+
+    def _accept(self, distributions: Distributions | None) -> bool:
+        return _all_numbers(distributions)
 
     def _propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         from optimizer import surrogate
@@ -311,15 +327,14 @@ def _corners(space: Space) -> Iterable[Array]:
 class _Grid(_Joint):
     """The published sweeps, in an order drawn from the seed; after the last point it starts again."""
 
-    def __init__(self, seed: int, space: Distributions | None) -> None:
-        super().__init__(seed, space)
-        if space is not None:
-            from optimizer.surrogate import space_of
+    def _accept(self, distributions: Distributions | None) -> bool:
+        from optimizer.surrogate import space_of
 
-            known = space_of(space)
-            if known is None:
-                raise ValueError(f"a grid needs parameters that are numbers, but got {', '.join(space)}.")
-            _check_grid(known)
+        _require_numbers("grid", distributions)
+        space = space_of(distributions or {})
+        if space is not None:
+            _check_grid(space)
+        return True
 
     def _propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         points = _grid_points(space)
@@ -363,6 +378,10 @@ class _CmaEs(_Joint):
     A trial that breaks a constraint ranks below all that keep theirs.
     """
 
+    def _accept(self, distributions: Distributions | None) -> bool:
+        _require_numbers("cmaes", distributions)
+        return True
+
     def _propose(self, study: Study, trial: FrozenTrial, space: Space) -> dict[str, Any]:
         import cmaes
 
@@ -377,7 +396,7 @@ class _CmaEs(_Joint):
             mean=np.full(len(names), 0.5),
             sigma=1 / 6,
             bounds=np.tile([0.0, 1.0], (len(names), 1)),
-            seed=self._seed % 2**32,
+            seed=self._draw_seed(trial),
             n_max_resampling=10 * len(names),
         )
         told = [
@@ -391,7 +410,6 @@ class _CmaEs(_Joint):
         size = strategy.population_size
         for start in range(0, len(told) - size + 1, size):
             strategy.tell(told[start : start + size])
-        strategy._rng = np.random.RandomState(self._draw_seed(trial))
         values = low + strategy.ask() * (high - low)
         return {n: _rounded(v, space.distributions[n]) for n, v in zip(names, values, strict=True)}
 

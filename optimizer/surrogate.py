@@ -597,7 +597,11 @@ class _Gain:
 
 
 def _measure(model: Surrogate, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reference point a tenth of the front's range below its worst corner, and the range above it: two ``(m,)``."""
+    """Reference point and the range above it: two ``(m,)``.
+
+    The point lies a tenth of the front's range below its worst corner, or at the lower quartile of all measured
+    points where that is lower: a front that is still short must not put its own extensions out of bounds.
+    """
     values = mean[: model.objectives].T
     feasible = torch.ones(len(values), dtype=torch.bool)
     for rule in model.rules:
@@ -607,7 +611,8 @@ def _measure(model: Surrogate, mean: torch.Tensor) -> tuple[torch.Tensor, torch.
     low, high = front.amin(0), chosen.amax(0)
     everything = (values.amax(0) - values.amin(0)).clamp_min(1e-9)
     size = torch.where(high - low > 0.05 * everything, high - low, everything)
-    return low - 0.1 * size, 1.1 * size
+    reference = torch.minimum(low - 0.1 * size, values.quantile(0.25, dim=0))
+    return reference, high - reference
 
 
 def _directions(count: int, m: int, rng: np.random.Generator) -> torch.Tensor:

@@ -47,7 +47,7 @@ def default_runs() -> tuple[Run, ...]:
         return Run(name=name, tasks=tasks, **settings)
 
     return (
-        Run(name="base", tasks=_BASE_TASKS, steps=580, batch=96, learning_rate=3e-3, start=None),
+        Run(name="base", tasks=_BASE_TASKS, steps=850, batch=64, learning_rate=3e-3, start=None),
         specialist("safety", {"refusal": 1.0}, learning_rate=8e-4, steps=160),
         specialist("arithmetic", {"addition": 1.0, "comparison": 0.3}),
         specialist("translation", {"translation": 1.0}),

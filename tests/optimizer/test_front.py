@@ -199,7 +199,9 @@ def test_one_objective_is_modelled_as_it_is_beside_others() -> None:
     alone = [measured(np.array([*t.params.values()]), t.values[:1]) for t in trials]
     single, both = posterior(study_of(alone, ["maximize"])), posterior(study_of(trials))
     assert len(single.front) == 1
-    assert [e.mean[0] for e in single.trials.values()] == pytest.approx([e.mean[0] for e in both.trials.values()], abs=1e-3)
+    assert [e.mean[0] for e in single.trials.values()] == pytest.approx(
+        [e.mean[0] for e in both.trials.values()], abs=1e-3
+    )
 
 
 @settings(deadline=None, max_examples=5)

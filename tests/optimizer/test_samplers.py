@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -135,7 +137,7 @@ def test_points_measured_many_times_do_not_stop_the_search() -> None:
 def test_auto_finds_better_merges_than_chance_and_sets_useless_weights_to_exactly_zero() -> None:
     def searched(name: str) -> Study:
         study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler(name, seed=2))
-        for _ in range(20):
+        for _ in range(15):
             trial = study.ask(SPACE)
             a, b, c = weights(trial.params)
             trial.set_user_attr("stderr", [0.01, 0.01])
@@ -166,12 +168,12 @@ def test_auto_does_not_repeat_what_was_enqueued() -> None:
 def test_auto_keeps_to_a_constraint() -> None:
     def share_kept(constrained: bool) -> float:
         study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=1))
-        for _ in range(24):
+        for _ in range(16):
             trial = study.ask(SPACE)
             if constrained:
                 trial.set_constraint("first", 0.8 - scores(trial.params, 2)[0])
             tell(study, trial)
-        return float(np.mean([t.values[0] >= 0.79 for t in study.trials[9:]]))
+        return float(np.mean([t.values[0] >= 0.79 for t in study.trials[7:]]))
 
     assert share_kept(True) > share_kept(False)
 
@@ -189,7 +191,7 @@ def test_trials_that_differ_in_their_constraints_are_no_obstacle(name: str) -> N
 
 def test_a_constraint_that_nobody_meets_leads_towards_it() -> None:
     study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=1))
-    for _ in range(20):
+    for _ in range(12):
         trial = study.ask(SPACE)
         trial.set_constraint("first", 2.0 - scores(trial.params, 2)[0])
         tell(study, trial)
@@ -216,8 +218,13 @@ def _by_method(trial: optuna.Trial) -> None:
     trial.suggest_float("w.b", -0.5, 1.0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("suggest", [_layered, _scaled, _by_method])
+@pytest.mark.parametrize(
+    ("name", "suggest"),
+    [
+        *itertools.product(NAMES, [_layered, _scaled]),
+        *itertools.product([n for n in NAMES if n not in ("grid", "cmaes")], [_by_method]),
+    ],
+)
 def test_layer_groups_task_vector_scales_and_methods_can_be_searched(
     name: str, suggest: Callable[[optuna.Trial], None]
 ) -> None:
@@ -266,15 +273,19 @@ def test_too_large_a_grid_is_refused_with_its_size() -> None:
         make_sampler("grid", space=space)
 
 
-def test_a_grid_refuses_a_space_with_categoricals() -> None:
-    with pytest.raises(ValueError, match="a grid needs parameters that are numbers"):
-        make_sampler("grid", space={"method": CategoricalDistribution(["linear", "ties"])})
+@pytest.mark.parametrize("name", ["grid", "cmaes"])
+def test_samplers_of_numbers_refuse_a_choice_of_methods(name: str) -> None:
+    space = {"method": CategoricalDistribution(["linear", "ties"])}
+    with pytest.raises(ValueError, match=f"the {name} sampler needs the same numbers in every trial, but got method"):
+        make_sampler(name, space=space)
+    study = optuna.create_study(sampler=make_sampler(name, seed=0))
+    study.tell(study.ask(space), 0.0)
+    with pytest.raises(ValueError, match="but got method"):
+        study.ask(space)
 
 
 def test_two_thousand_trials_take_auto_less_than_ten_seconds_of_one_core() -> None:
     # The aim is two seconds; a loaded machine takes several times that, and only a lost cap on the model takes minutes.
-    import time
-
     rng = np.random.default_rng(0)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=0))
     raw = rng.uniform(-0.5, 1.0, size=(2000, 3))
