@@ -160,6 +160,8 @@ def _validate(options: argparse.Namespace) -> int:
     if options.format == "json":
         print(json.dumps(found.to_json(), indent=2))
         return 0
+    if not found.picked:
+        print("No merge meets the constraints on the validation split, so none is picked.", file=sys.stderr)
     recipes = {r.trial: r.recipe for r in api.front(options.study, storage=options.storage).rows}
     show(validation_table(found, recipes))
     return 0

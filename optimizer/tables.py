@@ -48,7 +48,7 @@ def validation_table(found: Validation, recipes: Mapping[int, Recipe]) -> Table:
         if found.picked:
             search = finalist.splits["search"]
             cells.append(" / ".join(f"{search[o.name].mean:.3f}" for o in found.spec.optimised) if picked else "")
-        label = finalist.baseline or "picked"
+        label = " ".join(w for w in (finalist.baseline, "picked" if picked else None) if w)
         table.add_row(
             str(finalist.trial),
             label,

@@ -28,7 +28,7 @@ class Finalist:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """Finalists, and which of them the validation split picks: feasible there and dominated by no other merge."""
+    """Finalists, and which of them the validation split picks: merges, feasible there and dominated by no other."""
 
     spec: Spec
     picked: tuple[int, ...]
@@ -64,7 +64,8 @@ def validate(store: Store, name: str, pool: Pool, watcher: Watcher) -> Validatio
     found = results(store, name)
     rows = finalists(found)
     _measure(store, name, pool, rows, "validation", watcher)
-    picked = _picked(found.spec, rows, store.measured(name, "validation"))
+    merges = {r.trial for r in found.merges}
+    picked = _picked(found.spec, [r.trial for r in rows if r.trial in merges], store.measured(name, "validation"))
     reported = [r for r in rows if r.trial in picked or r.baseline is not None]
     _measure(store, name, pool, reported, "report", watcher)
     return _validation(store, name, found.spec, rows, picked, reported)
@@ -92,13 +93,9 @@ def _keep(store: Store, name: str, outcome: Outcome) -> None:
         store.add_measured(name, outcome)
 
 
-def _picked(spec: Spec, rows: Sequence[Row], measured: Mapping[int, Measured]) -> tuple[int, ...]:
-    """Finalists that were searched for, meet the constraints on the validation split and are dominated by none."""
-    means = {
-        r.trial: {o.name: measured[r.trial].scores[o.name].mean for o in spec.optimised}
-        for r in rows
-        if r.baseline is None and r.trial in measured
-    }
+def _picked(spec: Spec, merges: Sequence[int], measured: Mapping[int, Measured]) -> tuple[int, ...]:
+    """Merges that meet the constraints on the validation split and are dominated by no other that does."""
+    means = {n: {o.name: measured[n].scores[o.name].mean for o in spec.optimised} for n in merges if n in measured}
     able = [n for n, values in means.items() if is_feasible(spec, values)]
     if not able:
         return ()
