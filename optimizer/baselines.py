@@ -1,10 +1,10 @@
-"""Where a search starts, and what every merge must beat: uniform, each checkpoint, the base, the references."""
+"""Where a search starts, and what every merge must beat: uniform, each checkpoint, base, references, Model Stock."""
 
 from dataclasses import dataclass
 
-from optimizer.spec import BASE, UNIFORM, Spec
-from search_spaces.recipe import Recipe, only
+from optimizer.spec import BASE, MODEL_STOCK, UNIFORM, Spec
 from search_spaces.methods import SIMPLEX_METHODS
+from search_spaces.recipe import Recipe, only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class Baseline:
 
 
 def starting_points(spec: Spec) -> list[Baseline]:
-    """Uniform, every corner, the base, every reference, then the points from the study file.
+    """Uniform, every corner, the base, every reference, Model Stock, then the points from the study file.
 
     For task-vector methods a corner is that checkpoint's task vector at scale 1, uniform every one at 1/k.
     """
@@ -26,7 +26,13 @@ def starting_points(spec: Spec) -> list[Baseline]:
     corners = [Baseline(name=name, recipe=space.blend({name: 1.0})) for name in names]
     outside = [Baseline(name=name, recipe=only(name)) for name in [BASE, *(r.name for r in spec.references)]]
     own = [Baseline(name=None, recipe=space.blend(_scaled(spec, weights))) for weights in spec.search.start_from]
-    return [uniform, *corners, *outside, *own]
+    return [uniform, *corners, *outside, *_model_stock(names), *own]
+
+
+def _model_stock(names: list[str]) -> list[Baseline]:
+    """Model Stock has no weights: nothing to search, something to beat."""
+    recipe = Recipe(method=MODEL_STOCK, weights=dict.fromkeys(names, (1.0,)))
+    return [Baseline(name=MODEL_STOCK, recipe=recipe)] if len(names) > 1 else []
 
 
 def _scaled(spec: Spec, weights: dict[str, float]) -> dict[str, float]:

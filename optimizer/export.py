@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from optimizer.card import model_card
@@ -20,6 +19,7 @@ from storage.checkpoints import Checkpoint, open_tensors, tensor_digest
 from storage.files import whole_directory
 from storage.records import SPLITS, Measured
 from storage.store import Store
+from storage.tensor_files import write_tensors
 from workers.merger import Merger
 from workers.transformers_engine import empty_weights
 
@@ -73,29 +73,30 @@ def _opened(spec: Spec, recipe: Recipe, fingerprints: Mapping[str, str]) -> dict
 def _write_weights(
     spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint], directory: Path
 ) -> dict[str, str]:
-    """Shards with their index; never more than one shard in memory. Returns the digest of every tensor."""
+    """Shards with their index; a tensor or two in memory at a time. Returns the digest of every tensor."""
     like = empty_weights(checkpoints[BASE].path, spec.workers.dtype)
-    tensors = {name: c.tensors for name, c in checkpoints.items()}
-    merger = Merger(tensors, BASE, seed=spec.search.seed, compiled=False)
+    merger = Merger({name: c.tensors for name, c in checkpoints.items()}, BASE, seed=spec.search.seed)
     count = sum(1 for _ in _shards(like))
     digests: dict[str, str] = {}
     places: dict[str, str] = {}
-    merged = merger.merged(recipe, like)
     for i, names in enumerate(_shards(like), 1):
         file = "model.safetensors" if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
-        shard = dict(next(merged) for _ in names)
-        for name, tensor in shard.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ExportError(f"every tensor must be finite, but {name} of the merge is not.")
-            digests[name] = tensor_digest(tensor)
-        save_file(shard, directory / file, metadata={"format": "pt"})
-        (directory / file).chmod(0o644)  # safetensors writes for the owner alone
+        shard = {name: like[name] for name in names}
+        write_tensors(directory / file, shard, _digested(merger.merged(recipe, shard), digests))
         places |= dict.fromkeys(names, file)
     if count > 1:
         total = sum(t.nbytes for t in like.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
         _write(directory / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     return digests
+
+
+def _digested(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        if not bool(torch.isfinite(tensor).all()):
+            raise ExportError(f"every tensor must be finite, but {name} of the merge is not.")
+        digests[name] = tensor_digest(tensor)
+        yield name, tensor
 
 
 def _shards(like: Mapping[str, Tensor]) -> Iterator[list[str]]:

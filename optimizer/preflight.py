@@ -27,6 +27,9 @@ _PROBES = 50
 _TIMED_ITEMS = 64
 _DUPLICATE = 0.999
 _STRANGER = 1.0
+_HEAD = "lm_head.weight"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,40 +112,9 @@ def _open(spec: Spec) -> tuple[dict[str, Checkpoint], list[str]]:
 
 def _differences(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> Iterator[str]:
     """Every way in which a checkpoint is not of the base's shape."""
-    base = checkpoints[BASE]
-    for name, checkpoint in checkpoints.items():
-        if checkpoint.architecture != base.architecture:
-            yield (
-                "checkpoints must share one architecture, but got "
-                f"{base.architecture} ({BASE}) and {checkpoint.architecture} ({name})."
-            )
-            continue
-        yield from _tensor_differences(name, base.tensors, checkpoint.tensors)
-    yield from _unmergeable(spec, base)
-
-
-def _tensor_differences(name: str, base: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Iterator[str]:
-    missing = sorted(set(base) - set(other))
-    extra = sorted(set(other) - set(base))
-    if missing or extra:
-        found = [f"{name} lacks {_some(missing)}"] * bool(missing) + [f"{name} has also {_some(extra)}"] * bool(extra)
-        yield f"checkpoints must have the same tensors as the base, but {' and '.join(found)}."
-    shapes = [
-        f"{t} is {tuple(other[t].shape)} in {name} and {tuple(base[t].shape)} in the base"
-        for t in base
-        if t in other and other[t].shape != base[t].shape
-    ]
-    if shapes:
-        yield f"checkpoints must have the base's shapes, but {_some(shapes)}."
-    kinds = [t for t in base if t in other and other[t].is_floating_point() != base[t].is_floating_point()]
-    if kinds:
-        yield f"a tensor must hold floats in all checkpoints or in none, but {_some(kinds)} of {name} differs."
-
-
-def _unmergeable(spec: Spec, base: Checkpoint) -> Iterator[str]:
-    """Tensors that the model class would load under another name: they cannot be merged in place."""
     from workers.transformers_engine import empty_weights
 
+    base = checkpoints[BASE]
     try:
         wanted = empty_weights(base.path, spec.workers.dtype)
     except (ValueError, OSError, KeyError, ImportError) as e:
@@ -154,6 +126,63 @@ def _unmergeable(spec: Spec, base: Checkpoint) -> Iterator[str]:
             "tensors must be stored under the names that the model class uses, but the base does not hold "
             f"{_some(missing)}; loading it in transformers and save_pretrained() may write them so."
         )
+    for name, checkpoint in checkpoints.items():
+        if checkpoint.architecture != base.architecture:
+            yield (
+                "checkpoints must share one architecture, but got "
+                f"{base.architecture} ({BASE}) and {checkpoint.architecture} ({name})."
+            )
+        else:
+            yield from _tensor_differences(name, base.tensors, checkpoint.tensors, wanted)
+    if not missing:
+        yield from _without_direction(spec, checkpoints, wanted)
+
+
+def _tensor_differences(
+    name: str, base: Mapping[str, Tensor], other: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """What the model class uses must be in both; what it does not use may be in both, or be a buffer."""
+    missing = sorted(t for t in base if t not in other and not _is_buffer(t, wanted))
+    extra = sorted(t for t in other if t not in base and not _is_buffer(t, wanted) and not _is_tied_copy(t, other))
+    if missing or extra:
+        found = [f"{name} lacks {_some(missing)}"] * bool(missing) + [f"{name} has also {_some(extra)}"] * bool(extra)
+        tied = _HEAD in (*missing, *extra)
+        hint = "; one ties its head to its embeddings and the other does not: untie it in transformers and save it"
+        yield f"checkpoints must have the same tensors as the base, but {' and '.join(found)}{hint * tied}."
+    both = [t for t in base if t in other]
+    shapes = [t for t in both if other[t].shape != base[t].shape]
+    if shapes:
+        found = [f"{t} is {tuple(other[t].shape)} in {name} and {tuple(base[t].shape)} in the base" for t in shapes]
+        padded = all(other[t].shape[1:] == base[t].shape[1:] for t in shapes) and len(shapes) <= 2
+        hint = "; if only the vocabulary is padded differently, resize_token_embeddings() in transformers and save it"
+        yield f"checkpoints must have the base's shapes, but {_some(found)}{hint * padded}."
+    kinds = [t for t in both if other[t].is_floating_point() != base[t].is_floating_point()]
+    if kinds:
+        yield f"a tensor must hold floats in all checkpoints or in none, but {_some(kinds)} of {name} differs."
+
+
+def _is_buffer(name: str, wanted: Mapping[str, Tensor]) -> bool:
+    """Whether it is one of the constants that older versions of transformers stored beside the weights."""
+    return name not in wanted and name.endswith(_BUFFERS)
+
+
+def _is_tied_copy(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether it is the head of a model that stores its tied embeddings twice."""
+    embeddings = [t for n, t in tensors.items() if n.endswith(_EMBEDDINGS)]
+    return name == _HEAD and any(torch.equal(tensors[name], e) for e in embeddings)
+
+
+def _without_direction(
+    spec: Spec, checkpoints: Mapping[str, Checkpoint], wanted: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Tensors that are zero in some checkpoints but not in all: there is no angle between them."""
+    spherical = [m for m in spec.search_space.methods if m in ("slerp", "multislerp")]
+    names = [c.name for c in spec.checkpoints]
+    for tensor in wanted if spherical else ():
+        holders = [n for n in names if tensor in checkpoints[n].tensors]
+        zero = [n for n in holders if not checkpoints[n].tensors[tensor].any()]
+        if zero and len(zero) < len(holders):
+            yield f"{spherical[0]} needs tensors with a direction, but {tensor} is all zero in {zero[0]}."
 
 
 def _suite_problems(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> list[str]:

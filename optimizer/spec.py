@@ -21,6 +21,7 @@ from workers.suites import SuiteFiles
 
 BASE = "base"
 UNIFORM = "uniform"
+MODEL_STOCK = "model_stock"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Text = Annotated[str, Field(min_length=1)]
@@ -225,7 +226,7 @@ class Spec(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Spec":
         names = [c.name for c in [*self.checkpoints, *self.references]]
-        _refuse_twice("a checkpoint's or reference's name", [BASE, UNIFORM, *names])
+        _refuse_twice("a checkpoint's or reference's name", [BASE, UNIFORM, MODEL_STOCK, *names])
         _refuse_twice("an objective's name", [o.name for o in self.objectives])
         if not self.optimised:
             raise ValueError("at least one objective must have role: optimise, but all are watched")
@@ -460,7 +461,8 @@ def _line(lines: dict[yaml_lines.Path, int], path: tuple[str | int, ...]) -> int
 def _refuse_twice(what: str, names: Sequence[str]) -> None:
     twice = [n for i, n in enumerate(names) if n in names[:i]]
     if twice:
-        raise ValueError(f"{what} must stand once (base and uniform are taken), but {twice[0]!r} stands twice")
+        taken = f"{BASE}, {UNIFORM} and {MODEL_STOCK} are taken"
+        raise ValueError(f"{what} must stand once ({taken}), but {twice[0]!r} stands twice")
 
 
 def _check_count(method: str, count: int) -> None:
@@ -470,7 +472,8 @@ def _check_count(method: str, count: int) -> None:
         raise ValueError(f"{method} merges at least {least} checkpoints, but there is {count}")
     if most is not None and count > most:
         others = {"slerp": "multislerp merges more", "wise_ft": "linear and task_arithmetic merge more"}[method]
-        raise ValueError(f"{method} merges {'two' if most == 2 else 'one'}, but there are {count} ({others})")
+        word = "two checkpoints" if most == 2 else "one checkpoint"
+        raise ValueError(f"{method} merges {word}, but there are {count} ({others})")
 
 
 def _check_della(parameters: Mapping[str, Range]) -> None:

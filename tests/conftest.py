@@ -163,7 +163,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty database that every command finds by itself."""
     url = f"sqlite:///{tmp_path}/study.db"
     monkeypatch.setenv("MERGEFRONT_STORAGE", url)
-    yield url
+    return url
 
 
 @pytest.fixture(scope="session")
@@ -183,4 +183,4 @@ def postgresql_url(postgresql: sa.URL) -> Iterator[str]:
     engine = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    yield postgresql.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+    return postgresql.set(drivername="postgresql", database=name).render_as_string(hide_password=False)

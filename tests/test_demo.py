@@ -78,7 +78,7 @@ def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     launched.communicate()
     demo = Demo(study_file, database, evaluations(database), environment)
     demo.run("resume", "demo")
-    yield demo
+    return demo
 
 
 def test_resume_ends_at_the_planned_number_and_loses_nothing(demo: Demo) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from workers.engine import Request
 from workers.errors import EngineError
+from workers.layouts import as_stored
 from workers.questions import Generated, LogLikelihood
 
 _BATCH_TOKENS: Final = {"cpu": 4096, "cuda": 32768}
@@ -65,7 +66,7 @@ class TransformersEngine:
         """Wall seconds spent so far in forward passes and in reading their logits."""
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Parameters and persistent buffers by their checkpoint names; of tied ones the first name."""
+        """Parameters and persistent buffers by their names on disk; of tied ones the first name."""
         return _untied(self._model)
 
     @property
@@ -188,7 +189,7 @@ def _untied(model: Any) -> dict[str, Tensor]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor.detach()
-    return found
+    return as_stored(found, model.config.model_type)
 
 
 def _load(path: Path, dtype: str) -> Any:

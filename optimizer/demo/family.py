@@ -48,7 +48,7 @@ def default_runs() -> tuple[Run, ...]:
 
     return (
         Run(name="base", tasks=_BASE_TASKS, steps=850, batch=64, learning_rate=3e-3, start=None),
-        specialist("safety", {"refusal": 1.0}, learning_rate=8e-4, steps=160),
+        specialist("safety", {"refusal": 1.0}, learning_rate=1e-3, steps=160),
         specialist("arithmetic", {"addition": 1.0, "comparison": 0.3}),
         specialist("translation", {"translation": 1.0}),
         specialist("reversal", {"reversal": 1.0}),
@@ -271,7 +271,10 @@ def _suite(skill: str, scorer: str) -> str:
 def _study(plan: Plan) -> str:
     merged = [run for run in plan.runs[1:] if run.name != REFERENCE]
     scorers = {"comparison": "multiple_choice"}
-    general = [_suite(skill, scorers.get(skill, "exact_match, teacher_forced: true")) + "}" for skill in language.GENERAL_SKILLS]
+    general = [
+        _suite(skill, scorers.get(skill, "exact_match, teacher_forced: true")) + "}"
+        for skill in language.GENERAL_SKILLS
+    ]
     lines = [
         "# A tiny family in three toy languages, made by `mergefront demo`. Paths are relative to this file.",
         "study: demo",

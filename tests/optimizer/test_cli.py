@@ -43,7 +43,11 @@ def test_the_three_jobs(study_file: Callable[..., Path], storage: str, tmp_path:
     found = json.loads(run("validate", "tiny", "--format", "json").stdout)
     baselines = {f["baseline"] for f in found["finalists"]}
     assert baselines >= {"uniform", "base", "alpha", "beta", "gamma"}
-    assert all(set(s) == {"mean", "stderr", "n", "low", "high"} for f in found["finalists"] for s in f["splits"]["validation"].values())
+    assert all(
+        set(s) == {"mean", "stderr", "n", "low", "high"}
+        for f in found["finalists"]
+        for s in f["splits"]["validation"].values()
+    )
     out = run("export", "tiny", "--trial", "8", "--out", tmp_path / "out").stdout.strip()
     assert (Path(out) / "model.safetensors").is_file()
 
@@ -65,7 +69,9 @@ def test_an_interrupted_launch_keeps_the_study(study_file: Callable[..., Path], 
     assert 0 < summary["measured"] < 2000
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["launch"], ["export", "x", "--out", "y"], ["front", "x", "--format", "xml"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["launch"], ["export", "x", "--out", "y"], ["front", "x", "--format", "xml"]]
+)
 def test_wrong_commands_end_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)

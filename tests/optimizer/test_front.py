@@ -19,8 +19,6 @@ from optuna.trial import FrozenTrial, create_trial
 
 from optimizer.front import hypervolume, knee, non_dominated, posterior, posterior_front
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in "abc"}
 points = arrays(float, st.tuples(st.integers(1, 12), st.just(3)), elements=st.integers(0, 4).map(float))

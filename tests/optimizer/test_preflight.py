@@ -59,7 +59,9 @@ def test_live_models_that_do_not_fit_are_refused_with_the_sizes(spec: Spec, monk
     assert problem.endswith("1,000 bytes is free.")
 
 
-def test_another_tokenizer_and_another_template_are_told(study_file: Callable[..., Path], models: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_and_another_template_are_told(
+    study_file: Callable[..., Path], models: Path, tmp_path: Path
+) -> None:
     import json
     import shutil
 

@@ -16,8 +16,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from optimizer.samplers import NAMES, make_sampler
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 OPTUNA_MODELS = ("gp", "tpe", "nsga2", "nsga3", "cmaes", "grid", "random")
 SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in ("a", "b", "c")}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import sqlalchemy as sa
 
 from storage import database
 from storage.errors import StoreError

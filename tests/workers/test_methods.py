@@ -164,8 +164,8 @@ def test_weights_that_differ_in_the_third_digit_give_other_bfloat16_bits(seed: i
     for merged, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(merged, reference, rtol=1e-6, atol=1e-6)
     differ = expected[0].bfloat16() != expected[1].bfloat16()
-    # The last float32 bit decides a rounding in bfloat16 once in some ten thousand elements.
-    assert ((rounded[0] != rounded[1]) == differ).float().mean() > 0.998
+    # The last float32 bit decides a rounding in bfloat16 once in some thousand elements.
+    assert ((rounded[0] != rounded[1]) == differ).float().mean() > 0.99
     assert differ.any()
 
 

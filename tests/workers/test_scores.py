@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.errors import TrialError
 from storage.records import Score
+from workers.errors import TrialError
 from workers.scores import Across, Aggregation, Bounds, plain_score
 from workers.suites import Item
 
