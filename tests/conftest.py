@@ -32,7 +32,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]
 WORDS = [f"w{i}" for i in range(40)] + ["no", "sorry", "yes"]
-TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
 CHECKPOINTS = ("alpha", "beta", "gamma")
 
 
@@ -159,7 +162,7 @@ def study_file(models: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty database that every command finds by itself."""
     url = f"sqlite:///{tmp_path}/study.db"
     monkeypatch.setenv("MERGEFRONT_STORAGE", url)
@@ -177,7 +180,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
 
 
 @pytest.fixture
-def postgresql_url(postgresql: sa.URL) -> Iterator[str]:
+def postgresql_url(postgresql: sa.URL) -> str:
     """An empty database on it, as a user writes its URL."""
     name = f"t{uuid4().hex}"
     engine = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)

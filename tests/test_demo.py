@@ -1,4 +1,4 @@
-"""The main job as a user does it, on the demo's own trained family: launch, kill -9, resume, front, validate, export."""
+"""The main job as a user does it, on the demo's trained family: launch, kill -9, resume, front, validate, export."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ def evaluations(database: Path) -> dict[int, tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The family comes from the cache where it was trained before; the study is killed half way and resumed."""
     family = request.config.cache.mkdir("demo-family")
     study_file = make_family(family, progress=lambda *_: None)
@@ -129,7 +128,7 @@ def test_optunas_dashboard_opens_the_database(demo: Demo) -> None:
 
 
 def test_the_picked_merge_is_what_the_search_promises(demo: Demo, tmp_path: Path) -> None:
-    """On items that neither search nor choice has seen: far safer than uniform, hardly worse, and no mere specialist."""
+    """On items that neither search nor choice has seen: far safer than uniform, hardly worse, no mere specialist."""
     found = json.loads(demo.run("validate", "demo", "--format", "json"))
     out = tmp_path / "picked"
     demo.run("export", "demo", "--pick", PICK, "--out", str(out))
