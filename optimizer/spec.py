@@ -472,8 +472,7 @@ def _check_count(method: str, count: int) -> None:
         raise ValueError(f"{method} merges at least {least} checkpoints, but there is {count}")
     if most is not None and count > most:
         others = {"slerp": "multislerp merges more", "wise_ft": "linear and task_arithmetic merge more"}[method]
-        word = "two checkpoints" if most == 2 else "one checkpoint"
-        raise ValueError(f"{method} merges {word}, but there are {count} ({others})")
+        raise ValueError(f"{method} merges {'two' if most == 2 else 'one'}, but there are {count} ({others})")
 
 
 def _check_della(parameters: Mapping[str, Range]) -> None:
