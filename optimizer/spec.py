@@ -321,7 +321,6 @@ def load_spec(path: Path) -> Spec:
     resolved = _resolve(document, path.parent.absolute())
     try:
         spec = Spec.model_validate(resolved)
-        _ = [o.options for objective in spec.objectives for o in objective.suites]
     except ValidationError as e:
         raise InputError("\n".join(_explain(e, lines, str(path)))) from e
     _check_files(spec, lines, str(path))
@@ -390,15 +389,15 @@ def _check_files(spec: Spec, lines: dict[yaml_lines.Path, int], name: str) -> No
     for i, objective in enumerate(spec.objectives):
         for j, suite in enumerate(objective.suites):
             make = ("objectives", i, "suites", j)
-            try:
-                make_scorer(suite.scorer, suite.options)
-            except InputError as e:
-                raise InputError(f"{name}, line {_line(lines, make)}: {e}") from e
-            for key in ("path", "validation", "report"):
+            for key in ("path", "validation", "report", "phrases"):
                 value = getattr(suite, key)
                 if value is not None and not Path(value).is_file():
                     line = _line(lines, (*make, key))
                     raise InputError(f"{name}, line {line}: {key} must be a file, but there is no {value}.")
+            try:
+                make_scorer(suite.scorer, suite.options)
+            except InputError as e:
+                raise InputError(f"{name}, line {_line(lines, make)}: {e}") from e
 
 
 def _explain(error: ValidationError, lines: dict[yaml_lines.Path, int], name: str) -> Iterator[str]:
