@@ -11,6 +11,7 @@
 directory. Wrong input raises :class:`search_spaces.errors.InputError`: its message says the rule, then the values.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ from storage.records import Failed, Outcome
 from storage.store import Store
 from workers.pool import Pool
 from workers.worker import pick_device
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["check", "export", "front", "launch", "open_store", "resume", "studies", "validate"]
 
@@ -70,6 +73,8 @@ def launch(
         report = _preflight.check(spec, timed=False, progress=watcher.stage)
         if report.problems:
             raise InputError("\n".join(report.problems))
+        for warning in report.warnings:
+            _log.warning(warning)
         create_study(store, spec, trials=planned, fingerprints=dict(report.fingerprints))
         _run(store, spec.study, ray, watcher)
     return spec.study

@@ -12,6 +12,7 @@ from optimizer.baselines import starting_points
 from optimizer.family import Progress, Vectors, differences, facts_of, task_vectors, warnings_of
 from optimizer.spec import BASE, Spec
 from search_spaces.errors import InputError
+from search_spaces.methods import takers
 from storage.checkpoints import Checkpoint
 from storage.records import Assignment, Failed
 from workers.prompts import load_tokenizer
@@ -243,6 +244,9 @@ def _text(prompt: Prompt) -> str:
 def _spec_warnings(spec: Spec) -> Iterator[str]:
     if spec.search.evaluation.racing:
         yield "racing is not available in this version: every trial answers all its items."
+    for name in spec.search_space.idle:
+        methods = ", ".join(spec.search_space.methods)
+        yield f"{name} changes nothing: it is a parameter of {', '.join(takers(name))}, and the method is {methods}."
     starts = len(starting_points(spec))
     if spec.search.trials <= starts:
         yield f"{spec.search.trials} trials are no more than the {starts} that every search starts with."

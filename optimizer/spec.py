@@ -94,13 +94,13 @@ class SearchSpaceSpec(_Strict):
             return None if value is None else numbers
         raise ValueError(f"{name} must be a number in {rule.interval} or [low, high] of such, but got {value!r}")
 
+    @property
+    def idle(self) -> list[str]:
+        """Parameters that the file names and none of its methods takes."""
+        return [name for name in self.parameters if not set(takers(name)) & set(self.methods)]
+
     @model_validator(mode="after")
-    def _taken(self) -> "SearchSpaceSpec":
-        for name in self.parameters:
-            if not set(takers(name)) & set(self.methods):
-                raise ValueError(
-                    f"{name} is a parameter of {', '.join(takers(name))}, but the method is {', '.join(self.methods)}"
-                )
+    def _spread(self) -> "SearchSpaceSpec":
         if "della" in self.methods:
             _check_della(self.parameters)
         return self

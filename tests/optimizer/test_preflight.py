@@ -79,6 +79,13 @@ def test_another_tokenizer_and_another_template_are_told(
     assert not any(w.startswith("beta tokenizes") for w in found.warnings)
 
 
+def test_a_parameter_that_no_method_takes_is_said_to_change_nothing(study_file: Callable[..., Path]) -> None:
+    spec = load_spec(study_file(search_space={"method": "linear", "density": [0.3, 1.0]}))
+    (warning,) = (w for w in report(spec).warnings if w.startswith("density"))
+    assert warning.startswith("density changes nothing: it is a parameter of ties")
+    assert warning.endswith("and the method is linear.")
+
+
 def test_racing_is_said_to_be_missing_and_not_passed_over(study_file: Callable[..., Path]) -> None:
     spec = load_spec(study_file(search={"trials": 20, "evaluation": {"racing": True}}))
     assert "racing is not available in this version: every trial answers all its items." in report(spec).warnings
