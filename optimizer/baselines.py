@@ -31,7 +31,7 @@ def starting_points(spec: Spec) -> list[Baseline]:
 
 def _model_stock(names: list[str]) -> list[Baseline]:
     """Model Stock has no weights: nothing to search, something to beat."""
-    recipe = Recipe(method=MODEL_STOCK, weights=dict.fromkeys(names, (1.0,)))
+    recipe = Recipe(method=MODEL_STOCK, weights=dict.fromkeys(names, (1 / len(names),)))
     return [Baseline(name=MODEL_STOCK, recipe=recipe)] if len(names) > 1 else []
 
 
