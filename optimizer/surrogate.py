@@ -19,6 +19,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 with warnings.catch_warnings():
     # GPyTorch's dependencies still script two helpers on import, which recent torch versions announce as deprecated.
@@ -482,12 +483,13 @@ def _kernel(features: int, batch: torch.Size) -> MaternKernel:
 
 @contextmanager
 def one_thread(seed: int) -> Iterator[None]:
-    """One torch thread and a random state of its own within; both are put back after.
+    """One thread and a random state of its own within; both are put back after.
 
-    Small matrices run several times slower on two threads of a busy machine than on one.
+    BLAS counts as well as torch: on matrices this small its threads only wait for one another, and an ask cost two to
+    three times the processor time.
     """
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), threadpool_limits(1):
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         try:
