@@ -19,7 +19,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 with warnings.catch_warnings():
     # GPyTorch's dependencies still script two helpers on import, which recent torch versions announce as deprecated.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -280,6 +281,16 @@ def test_samplers_of_numbers_refuse_a_choice_of_methods(name: str) -> None:
     study.tell(study.ask(space), 0.0)
     with pytest.raises(ValueError, match="but got method"):
         study.ask(space)
+
+
+def test_an_ask_leaves_the_threads_and_the_random_state_as_they_were() -> None:
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=0))
+    search(study, 7)
+    torch.manual_seed(1)
+    before = torch.get_num_threads(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+    search(study, 1)
+    after = torch.get_num_threads(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+    assert before == after
 
 
 def test_two_thousand_trials_take_auto_less_than_ten_seconds_of_one_core() -> None:
