@@ -33,20 +33,6 @@ def whole_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_whole(target: Path, text: str) -> None:
-    """Write a text file beside its place and rename it."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
 def file_digest(path: Path) -> str:
     """XXH3-128 (hex) of a file's bytes: names content, is no protection against an attacker."""
     digest = xxhash.xxh3_128()

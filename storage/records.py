@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
 
 from search_spaces.recipe import Recipe
 
@@ -43,15 +42,6 @@ class Score:
             stderr=document["stderr"],
             n=int(document["n"]),
             unscored=int(document["unscored"]),
-        )
-
-    def minus(self, other: "Score") -> "Score":
-        """The difference of two independent scores, with its standard error."""
-        return Score(
-            mean=self.mean - other.mean,
-            stderr=sqrt(self.stderr**2 + other.stderr**2),
-            n=min(self.n, other.n),
-            unscored=self.unscored + other.unscored,
         )
 
 

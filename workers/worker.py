@@ -53,10 +53,6 @@ class Worker:
                 worker=self.name,
             )
 
-    def merged_weights(self) -> Mapping[str, Tensor]:
-        """The live weights, as the last trial left them."""
-        return self._targets
-
     def _measure(self, assignment: Assignment) -> Measured:
         started, forward = perf_counter(), self._engine.forward_seconds
         sheet = self._sheet(assignment.split)
