@@ -65,6 +65,13 @@ def engine_options(url: sa.URL) -> dict[str, object]:
     return {"pool_pre_ping": True}
 
 
+def clock(engine: sa.Engine) -> sa.ColumnElement[float]:
+    """Seconds since 1970 by the database's own clock: drivers on two machines need not agree about the time."""
+    if engine.dialect.name == "sqlite":
+        return (sa.func.julianday("now", type_=sa.Double) - 2440587.5) * 86400.0
+    return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+
+
 def make_engine(url: sa.URL) -> sa.Engine:
     """An engine; SQLite with foreign keys, and in WAL mode so that readers never wait for the driver."""
     engine = sa.create_engine(url, **engine_options(url))

@@ -9,3 +9,7 @@ class CheckpointError(InputError):
 
 class StoreError(InputError):
     """A database or a study in it cannot be used as asked."""
+
+
+class LeaseError(Exception):
+    """Another driver has taken the study over; this one must not write any more."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from search_spaces.recipe import Recipe
 
@@ -76,6 +77,8 @@ class Measured:
         scores: objective to score. breakdown: objective to named parts of it (a language, a rate of refusal).
         marks: suite key to its items' outcomes. digest: of every tensor of the merge, in its order.
         seconds: wall seconds by stage (merge, forward, total). worker: who measured.
+        stopped: why it ended before its last item; empty where every item was asked.
+        verdicts: what judges said that was not known before, by the digest of what they were asked.
     """
 
     number: int
@@ -87,6 +90,8 @@ class Measured:
     digest: str
     seconds: Mapping[str, float] = field(default_factory=dict)
     worker: str = ""
+    stopped: str = ""
+    verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ The contract that every backend keeps (one suite of tests runs on all of them):
 * a study's name is unique; creating it twice raises :class:`StoreError` and changes nothing;
 * what was written by a call that returned is there after any crash;
 * there is at most one measurement for each (study, trial, split); writing it again changes nothing;
-* whoever reads never blocks the one driver that writes.
+* whoever reads never blocks the one driver that writes;
+* of all who ask to hold a study one gets it, until it lets go, is seen to be dead, or is not heard of for a minute;
+  who has lost it writes no trial any more.
 """
 
 import json
@@ -21,7 +23,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.orm import Session
 
 from storage import database
-from storage.errors import StoreError
+from storage.errors import LeaseError, StoreError
+from storage.lease import LEASE_SECONDS, Holder
 from storage.records import Failed, Marks, Measured, Recipe, Score
 from storage.tables import (
     CheckpointRow,
@@ -29,7 +32,9 @@ from storage.tables import (
     ExportRow,
     FailureRow,
     MarksRow,
+    ReportUseRow,
     StudyRow,
+    VerdictRow,
 )
 
 
@@ -57,6 +62,8 @@ class Summary:
     failed: int
     running: int
     created: str
+    driver: str | None
+    """Who holds it now, ``host:pid``; None where nobody does."""
 
 
 class Store:
@@ -66,6 +73,7 @@ class Store:
         self._url = url
         self._engine = engine
         self._optuna: RDBStorage | None = None
+        self._holders: dict[str, Holder] = {}
 
     @classmethod
     def open(cls, url: str, *, create: bool = False) -> "Store":
@@ -152,6 +160,41 @@ class Store:
             rows = session.scalars(sa.select(StudyRow).order_by(StudyRow.id)).all()
         return [self._summary(row) for row in rows]
 
+    def hold(self, name: str, holder: Holder) -> None:
+        """Become the one driver of a study. Raises StoreError where another one is alive, or may be."""
+        with Session(self._engine) as session, session.begin():
+            row = self._row(session, name)
+            dead = row.token if row.holder and Holder.parse(row.holder, row.token or "").dead else None
+            clock = database.clock(self._engine)
+            free = sa.or_(StudyRow.token.is_(None), StudyRow.token == dead, StudyRow.held_until < clock)
+            taken = session.execute(
+                sa.update(StudyRow)
+                .where(StudyRow.id == row.id, free)
+                .values(holder=str(holder), token=holder.token, held_until=clock + LEASE_SECONDS)
+                .execution_options(synchronize_session=False)
+            )
+            if taken.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result is a cursor's
+                session.refresh(row)
+                raise StoreError(
+                    f"a study has one driver at a time, but {name} is driven by process {_shown(row.holder)}; "
+                    f"should that one be dead, its hold ends {LEASE_SECONDS:.0f} seconds after its last sign of life."
+                )
+        self._holders[name] = holder
+
+    def renew(self, name: str) -> bool:
+        """Give a sign of life; False where somebody else holds the study by now."""
+        with Session(self._engine) as session, session.begin():
+            statement = sa.update(StudyRow).where(StudyRow.name == name, StudyRow.token == self._holders[name].token)
+            renewed = session.execute(statement.values(held_until=database.clock(self._engine) + LEASE_SECONDS))
+            return bool(renewed.rowcount)  # type: ignore[attr-defined]  # an UPDATE's result is a cursor's
+
+    def release(self, name: str) -> None:
+        """Let go of a study; it may be held by anybody again."""
+        holder = self._holders.pop(name)
+        with Session(self._engine) as session, session.begin():
+            statement = sa.update(StudyRow).where(StudyRow.name == name, StudyRow.token == holder.token)
+            session.execute(statement.values(holder=None, token=None, held_until=None))
+
     def set_planned(self, name: str, planned: int) -> None:
         """Change how many trials the study shall reach."""
         with Session(self._engine) as session, session.begin():
@@ -160,7 +203,7 @@ class Store:
     def add_measured(self, name: str, measured: Measured) -> None:
         """Keep a measurement. The same (trial, split) a second time changes nothing."""
         with Session(self._engine) as session, session.begin():
-            study_id = self._row(session, name).id
+            study_id = self._held_row(session, name).id
             if session.scalar(_of(study_id, measured.split).where(EvaluationRow.number == measured.number)):
                 return
             row = _evaluation_row(study_id, measured)
@@ -170,6 +213,37 @@ class Store:
                 MarksRow(evaluation_id=row.id, suite=suite, payload=_pack(marks))
                 for suite, marks in measured.marks.items()
             )
+            for key, verdict in measured.verdicts.items():
+                session.merge(VerdictRow(key=key, verdict=dict(verdict)))
+
+    def verdicts(self) -> dict[str, Mapping[str, Any]]:
+        """Every judge's verdict, by the digest of what it was asked."""
+        with Session(self._engine) as session:
+            return {row.key: row.verdict for row in session.scalars(sa.select(VerdictRow))}
+
+    def note(self, name: str, key: str, value: Any) -> None:
+        """Keep a JSON value about a study under a name; an earlier one is replaced."""
+        with Session(self._engine) as session, session.begin():
+            row = self._row(session, name)
+            row.notes = {**row.notes, key: value}
+
+    def notes(self, name: str) -> dict[str, Any]:
+        """What was noted about a study."""
+        with Session(self._engine) as session:
+            return dict(self._row(session, name).notes)
+
+    def add_report_use(self, name: str, items: str) -> None:
+        """Keep that a study has looked at the report items with this digest; the same again changes nothing."""
+        with Session(self._engine) as session, session.begin():
+            known = sa.select(ReportUseRow).where(ReportUseRow.study == name, ReportUseRow.items == items)
+            if session.scalar(known) is None:
+                session.add(ReportUseRow(study=name, items=items))
+
+    def report_uses(self, items: str) -> list[str]:
+        """Who has looked at the report items with this digest, oldest first: ``study at time``."""
+        with Session(self._engine) as session:
+            statement = sa.select(ReportUseRow).where(ReportUseRow.items == items).order_by(ReportUseRow.id)
+            return [f"{row.study} at {row.created}" for row in session.scalars(statement)]
 
     def measured(self, name: str, split: str = "search") -> dict[int, Measured]:
         """Every measurement of a split by trial number, without the marks of single items."""
@@ -201,7 +275,7 @@ class Store:
         with Session(self._engine) as session, session.begin():
             session.add(
                 FailureRow(
-                    study_id=self._row(session, name).id,
+                    study_id=self._held_row(session, name).id,
                     number=failed.number,
                     split=failed.split,
                     reason=failed.reason,
@@ -237,6 +311,15 @@ class Store:
             raise StoreError(f"the study must be in the database, but there is no {name!r} (studies: {names}).")
         return row
 
+    def _held_row(self, session: Session, name: str) -> StudyRow:
+        """The study's row, locked; raises LeaseError where this store held it and somebody else does by now."""
+        row = self._row(session, name)
+        session.refresh(row, with_for_update=True)
+        holder = self._holders.get(name)
+        if holder is not None and row.token != holder.token:
+            raise LeaseError(f"a study has one driver at a time, but {name} was taken over by {_shown(row.holder)}.")
+        return row
+
     def _study_id(self, name: str) -> int:
         with Session(self._engine) as session:
             return self._row(session, name).id
@@ -252,7 +335,24 @@ class Store:
             failed=states.count(optuna.trial.TrialState.FAIL),
             running=states.count(optuna.trial.TrialState.RUNNING),
             created=row.created,
+            driver=_shown(row.holder) if self._is_held(row.id) else None,
         )
+
+    def _is_held(self, study_id: int) -> bool:
+        with Session(self._engine) as session:
+            held = sa.select(StudyRow).where(
+                StudyRow.id == study_id, StudyRow.held_until >= database.clock(self._engine)
+            )
+            row = session.scalar(held)
+            return row is not None and not Holder.parse(row.holder or "", row.token or "").dead
+
+
+def _shown(holder: str | None) -> str:
+    """``host:pid`` of a holder."""
+    if holder is None:
+        return "nobody"
+    host, pid, _ = holder.rsplit(":", 2)
+    return f"{host.split('/')[0]}:{pid}"
 
 
 def _of(study_id: int, split: str) -> sa.Select[EvaluationRow]:
@@ -273,6 +373,7 @@ def _evaluation_row(study_id: int, measured: Measured) -> EvaluationRow:
         digest=measured.digest,
         seconds=dict(measured.seconds),
         worker=measured.worker,
+        stopped=measured.stopped,
     )
 
 
@@ -290,6 +391,7 @@ def _measured(row: EvaluationRow, marks: Mapping[str, Marks]) -> Measured:
         digest=row.digest,
         seconds=row.seconds,
         worker=row.worker,
+        stopped=row.stopped,
     )
 
 

@@ -29,7 +29,10 @@ class Base(DeclarativeBase):
 
 
 class StudyRow(Base):
-    """A study: its spec as parsed, what it may search, and how many trials are planned."""
+    """A study: its spec as parsed, what it may search, how many trials are planned, and which driver holds it.
+
+    ``held_until`` is in seconds since 1970 by the database's clock; ``token`` is the holder's secret.
+    """
 
     __tablename__ = "mergefront_study"
 
@@ -41,6 +44,10 @@ class StudyRow(Base):
     planned: Mapped[int]
     versions: Mapped[Document]
     created: Mapped[str] = mapped_column(String(32), default=now)
+    notes: Mapped[Document] = mapped_column(default=dict)
+    holder: Mapped[str | None]
+    token: Mapped[str | None] = mapped_column(String(32))
+    held_until: Mapped[float | None]
 
 
 class CheckpointRow(Base):
@@ -73,6 +80,7 @@ class EvaluationRow(Base):
     seconds: Mapped[Document]
     worker: Mapped[str] = mapped_column(String(200))
     created: Mapped[str] = mapped_column(String(32), default=now)
+    stopped: Mapped[str] = mapped_column(default="")
 
 
 class MarksRow(Base):
@@ -112,4 +120,25 @@ class ExportRow(Base):
     number: Mapped[int]
     path: Mapped[str]
     digest: Mapped[str] = mapped_column(String(64))
+    created: Mapped[str] = mapped_column(String(32), default=now)
+
+
+class VerdictRow(Base):
+    """What a judge said, by the digest of everything that it was asked with; shared by all studies."""
+
+    __tablename__ = "mergefront_verdict"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    verdict: Mapped[Document]
+    created: Mapped[str] = mapped_column(String(32), default=now)
+
+
+class ReportUseRow(Base):
+    """A set of report items, by the digest of its items, that a study has looked at."""
+
+    __tablename__ = "mergefront_report_use"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    items: Mapped[str] = mapped_column(String(64), index=True)
+    study: Mapped[str] = mapped_column(String(200))
     created: Mapped[str] = mapped_column(String(32), default=now)

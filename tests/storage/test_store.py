@@ -1,15 +1,25 @@
 """The contract of the study store; every backend passes the same tests."""
 
+import gzip
+import os
+import platform
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
+import sqlalchemy as sa
 
 from storage import database
-from storage.errors import StoreError
+from storage.errors import LeaseError, StoreError
+from storage.lease import Holder
 from storage.records import Failed, Marks, Measured, Recipe, Score
 from storage.store import Store, StudyRecord
 
@@ -198,3 +208,106 @@ def test_a_database_out_of_reach_is_named_without_its_password() -> None:
     with pytest.raises(StoreError, match="must open, but") as caught:
         Store.open("postgresql://user:secret@127.0.0.1:1/none")
     assert "secret" not in str(caught.value)
+
+
+ELSEWHERE = Holder(host="elsewhere/1", pid=1, started=1.0)
+
+
+def test_a_study_has_one_driver_at_a_time(store: Store, url: str) -> None:
+    store.hold("one", Holder.me())
+    other = Store.open(url)
+    with pytest.raises(
+        StoreError, match=rf"one driver at a time, but one is driven by process .*:{os.getpid()}; should"
+    ):
+        other.hold("one", Holder.me())
+    assert other.studies()[0].driver == f"{platform.node()}:{os.getpid()}"
+    store.release("one")
+    assert other.studies()[0].driver is None
+    other.hold("one", ELSEWHERE)
+    other.close()
+
+
+def test_a_dead_driver_of_this_machine_loses_its_study_at_once(store: Store, url: str) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    dead = replace(Holder.me(), pid=ended.pid, started=psutil.Process(ended.pid).create_time(), token="x" * 32)
+    ended.wait()
+    store.hold("one", dead)
+    assert store.studies()[0].driver is None
+    other = Store.open(url)
+    other.hold("one", Holder.me())
+    other.close()
+
+
+def test_a_driver_elsewhere_that_is_not_heard_of_loses_its_study(store: Store, url: str) -> None:
+    store.hold("one", ELSEWHERE)
+    other = Store.open(url)
+    with pytest.raises(StoreError, match="driven by process elsewhere:1"):
+        other.hold("one", Holder.me())
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE mergefront_study SET held_until = held_until - 61"))
+    other.hold("one", Holder.me())
+    assert not store.renew("one")
+    assert other.renew("one")
+    other.close()
+
+
+def test_who_has_lost_a_study_writes_no_trial_any_more(store: Store, url: str) -> None:
+    store.hold("one", replace(ELSEWHERE, token="a" * 32))
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE mergefront_study SET held_until = 0"))
+    other = Store.open(url)
+    other.hold("one", Holder.me())
+    with pytest.raises(LeaseError, match="one was taken over by"):
+        store.add_measured("one", MEASURED)
+    with pytest.raises(LeaseError, match="one was taken over by"):
+        store.add_failed("one", Failed(number=1, recipe=MEASURED.recipe, split="search", reason="x"))
+    assert store.measured("one") == {}
+    other.add_measured("one", MEASURED)
+    other.close()
+
+
+def test_of_many_drivers_that_ask_at_once_one_gets_the_study(store: Store, url: str) -> None:
+    def ask(number: int) -> bool:
+        own = Store.open(url)
+        try:
+            barrier.wait()
+            own.hold("one", Holder(host="elsewhere/1", pid=number, started=1.0))
+        except StoreError:
+            return False
+        finally:
+            own.close()
+        return True
+
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(ask, range(8))) == 1
+
+
+def test_verdicts_notes_and_report_sets_come_back(store: Store) -> None:
+    store.add_measured("one", replace(MEASURED, verdicts={"k" * 64: {"grade": 3}}, stopped="after 12 of 48 items"))
+    store.add_measured("one", replace(MEASURED, number=1, verdicts={"k" * 64: {"grade": 3}}))
+    assert store.verdicts() == {"k" * 64: {"grade": 3}}
+    assert [m.stopped for m in store.measured("one").values()] == ["after 12 of 48 items", ""]
+    store.note("one", "noise", {"differ": 0})
+    store.note("one", "more", [1])
+    assert store.notes("one") == {"noise": {"differ": 0}, "more": [1]}
+    store.add_report_use("one", "d" * 64)
+    store.add_report_use("one", "d" * 64)
+    assert [text.split(" at ")[0] for text in store.report_uses("d" * 64)] == ["one"]
+    assert store.report_uses("e" * 64) == []
+
+
+def test_a_database_of_the_first_version_opens_with_all_that_it_holds(tmp_path: Path) -> None:
+    packed = Path(__file__).parent / "databases" / "0.1.0.db.gz"
+    (tmp_path / "old.db").write_bytes(gzip.decompress(packed.read_bytes()))
+    store = Store.open(f"sqlite:///{tmp_path}/old.db")
+    assert (store.study("tiny").planned, len(store.measured("tiny")), len(store.measured("tiny", "validation"))) == (
+        12,
+        9,
+        1,
+    )
+    assert store.with_marks("tiny", 0).marks
+    assert store.failures("tiny") == {3: ["its worker died 1 times"]}
+    store.hold("tiny", Holder.me())
+    assert (store.studies()[0].measured, store.studies()[0].running) == (9, 1)
+    store.close()
