@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optimizer.card import model_card
@@ -15,46 +14,85 @@ from optimizer.spec import BASE, Spec, from_document
 from optimizer.study import versions
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe, digest_of
-from storage.checkpoints import Checkpoint, open_tensors, tensor_digest
-from storage.files import whole_directory
+from storage.checkpoints import Checkpoint, tensor_digest
+from storage.files import NoRoom, require_room, whole_directory
+from storage.model_directory import read_json
 from storage.records import SPLITS, Measured
-from storage.store import Store
-from storage.tensor_files import write_tensors
-from workers.merger import Merger
+from storage.store import Store, StudyRecord
+from storage.tensor_files import open_tensors, write_tensors
+from workers.merger import Merger, is_finite
 from workers.transformers_engine import empty_weights
 
 _SHARD_BYTES = 5 * 10**9
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
-_OWN = ("model.safetensors.index.json", "merge_recipe.json", "adapter_config.json")
+MANIFEST = "merge_recipe.json"
+_OWN = ("model.safetensors.index.json", MANIFEST, "adapter_config.json")
+_NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
+_ROOM = 4 << 20
+"""Bytes beside weights and copied files: card, manifest, index and what the file system itself takes."""
 
 
 class ExportError(Exception):
-    """What was written is not what was scored; nothing is left behind."""
+    """The disk ran full, or what was written is not what was scored; nothing is left behind."""
 
 
-def export_trial(store: Store, name: str, number: int, out: Path) -> Path:
+def export_trial(store: Store, name: str, number: int, out: Path, *, overwrite: bool = False) -> Path:
     """Write one trial's merge to the directory ``out``, which appears whole or not at all.
 
-    Raises: InputError where ``out`` exists, the trial is not measured, or a checkpoint has changed since the study
-        began; ExportError where the tensors written are not bit for bit those that were scored.
+    Args:
+        overwrite: replace an earlier export; it goes when the new one is complete, digests verified.
+    Raises: InputError where ``out`` exists (unless it is an earlier export and ``overwrite``), the disk is too full,
+        the trial is not measured, or a checkpoint has changed since the study began; ExportError where the tensors
+        written are not bit for bit those that were scored, or the disk runs full meanwhile.
     """
-    if out.exists():
-        raise InputError(f"the directory to write must not exist, but {out} does.")
+    check_target(out, overwrite=overwrite)
     record = store.study(name)
     spec = from_document(dict(record.spec))
     measured = store.with_marks(name, number)
     checkpoints = _opened(spec, measured.recipe, record.fingerprints)
-    with whole_directory(out) as staging:
-        _copy_config(checkpoints[BASE].path, staging, spec.workers.dtype)
-        digests = _write_weights(spec, measured.recipe, checkpoints, staging)
-        _verify(staging, digests, measured)
-        by_split = {s: store.measured(name, s) for s in SPLITS}
-        _write(staging / "mergekit.yaml", mergekit_yaml(spec, measured.recipe, checkpoints))
-        (staging / "README.md").write_text(model_card(store, name, number, spec, by_split), encoding="utf-8")
-        manifest = _manifest(record.name, record.spec_digest, measured, record.fingerprints, digests)
-        _write(staging / "merge_recipe.json", json.dumps(manifest, indent=2) + "\n")
+    base = checkpoints[BASE]
+    like = empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code)
+    require_room(out, sum(t.nbytes for t in like.values()) + sum(p.stat().st_size for p in _copied(base)) + _ROOM)
+    try:
+        with whole_directory(out, replace=overwrite) as staging:
+            _copy_config(base, staging, spec.workers.dtype)
+            digests = _write_weights(spec, measured.recipe, checkpoints, like, staging)
+            _verify(staging, digests, measured)
+            _describe(store, record, spec, measured, checkpoints, digests, staging)
+    except NoRoom as e:
+        raise ExportError(str(e)) from e
     store.add_export(name, number, str(out.absolute()), measured.digest)
     return out
+
+
+def check_target(out: Path, *, overwrite: bool) -> None:
+    """Refuse a directory that is there, unless it is an earlier export that shall be overwritten."""
+    if not (out.exists() or out.is_symlink()):
+        return
+    earlier = out.is_dir() and not out.is_symlink() and (out / MANIFEST).is_file()
+    if overwrite and not earlier:
+        raise InputError(f"--overwrite replaces earlier exports alone, but {out} holds no {MANIFEST}.")
+    if not overwrite:
+        hint = "; it is an earlier export, which --overwrite replaces" if earlier else ""
+        raise InputError(f"the directory to write must not exist, but {out} does{hint}.")
+
+
+def _describe(
+    store: Store,
+    record: StudyRecord,
+    spec: Spec,
+    measured: Measured,
+    checkpoints: Mapping[str, Checkpoint],
+    digests: Mapping[str, str],
+    directory: Path,
+) -> None:
+    """The mergekit configuration, the card, and last of all the manifest."""
+    by_split = {s: store.measured(record.name, s) for s in SPLITS}
+    code = [str(p.relative_to(checkpoints[BASE].path)) for p in checkpoints[BASE].code]
+    _write(directory / "mergekit.yaml", mergekit_yaml(spec, measured.recipe, checkpoints))
+    _write(directory / "README.md", model_card(store, record.name, measured.number, spec, by_split, code=code))
+    manifest = _manifest(record.name, record.spec_digest, measured, record.fingerprints, digests)
+    _write(directory / MANIFEST, json.dumps(manifest | {"trust_remote_code": code}, indent=2) + "\n")
 
 
 def _opened(spec: Spec, recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, Checkpoint]:
@@ -71,10 +109,13 @@ def _opened(spec: Spec, recipe: Recipe, fingerprints: Mapping[str, str]) -> dict
 
 
 def _write_weights(
-    spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint], directory: Path
+    spec: Spec,
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    like: Mapping[str, Tensor],
+    directory: Path,
 ) -> dict[str, str]:
     """Shards with their index; a tensor or two in memory at a time. Returns the digest of every tensor."""
-    like = empty_weights(checkpoints[BASE].path, spec.workers.dtype)
     merger = Merger({name: c.tensors for name, c in checkpoints.items()}, BASE, seed=spec.search.seed)
     count = sum(1 for _ in _shards(like))
     digests: dict[str, str] = {}
@@ -82,7 +123,7 @@ def _write_weights(
     for i, names in enumerate(_shards(like), 1):
         file = "model.safetensors" if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
         shard = {name: like[name] for name in names}
-        write_tensors(directory / file, shard, _digested(merger.merged(recipe, shard), digests))
+        write_tensors(directory / file, shard, _digested(merger.merged(recipe, shard, reuse=True), digests))
         places |= dict.fromkeys(names, file)
     if count > 1:
         total = sum(t.nbytes for t in like.values())
@@ -93,7 +134,7 @@ def _write_weights(
 
 def _digested(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors:
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise ExportError(f"every tensor must be finite, but {name} of the merge is not.")
         digests[name] = tensor_digest(tensor)
         yield name, tensor
@@ -126,15 +167,31 @@ def _verify(directory: Path, digests: Mapping[str, str], measured: Measured) -> 
         )
 
 
-def _copy_config(base: Path, directory: Path, dtype: str) -> None:
-    for pattern in _COPIED:
-        for path in base.glob(pattern):
-            if path.name not in _OWN and path.is_file():
-                shutil.copyfile(path, directory / path.name)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+def _copied(base: Checkpoint) -> list[Path]:
+    """What an export takes over from the base: tokenizer, generation config, and the code that was trusted."""
+    found = {path for pattern in _COPIED for path in base.path.glob(pattern) if path.is_file()}
+    return sorted(p for p in {*found, *base.code} if p.name not in _OWN)
+
+
+def _copy_config(base: Checkpoint, directory: Path, dtype: str) -> None:
+    for path in _copied(base):
+        target = directory / path.relative_to(base.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    config = dict(base.config)
     config.pop("torch_dtype", None)
     config["dtype"] = dtype
     _write(directory / "config.json", json.dumps(config, indent=2) + "\n")
+    if not base.trust_remote_code:
+        _name_no_code(directory)
+
+
+def _name_no_code(directory: Path) -> None:
+    """Without its code a model must not ask for any: who loads the export would be asked to run what is not there."""
+    for path in (directory / name for name in _NAMING_CODE):
+        document = read_json(path) if path.is_file() else {}
+        if document.pop("auto_map", None) is not None:
+            _write(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def _manifest(

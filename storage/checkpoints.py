@@ -1,6 +1,7 @@
 """Reading checkpoints: safetensors only, memory-mapped, checked before use."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,26 +11,34 @@ from typing import Any
 import torch
 import xxhash
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from storage.adapters import apply_adapter
 from storage.errors import CheckpointError
 from storage.files import file_digest
+from storage.model_directory import CODE, INDEX, WANTED, check_files, read_json, weight_files
+from storage.tensor_files import open_tensors
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "num_encoder_layers")
+_FEW = 1000
+"""Layers that are soon built, whatever the weights are."""
+
+_KERNEL = "_implementation"
+_CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a checkpoint comes from: a directory or hub id (``id@revision``), and a LoRA adapter on top of it."""
+    """Where a checkpoint comes from: a directory or hub id (``id@revision``), and a LoRA adapter on top of it.
+
+    ``trust_remote_code``: the Python files in its directory may run; then they are part of its content.
+    """
 
     name: str
     model: str
     adapter: str | None = None
+    trust_remote_code: bool = False
 
 
 class Checkpoint:
@@ -40,72 +49,134 @@ class Checkpoint:
     def __init__(self, source: Source) -> None:
         """Open it; raises CheckpointError with the file that is missing, foreign or broken."""
         self.name = source.name
-        self.path = locate(source.model)
+        self.trust_remote_code = source.trust_remote_code
+        self.path = locate(source.model, code=source.trust_remote_code)
         self.adapter = None if source.adapter is None else locate(source.adapter)
-        self.config = read_json(self.path / "config.json")
-        self._files = _weight_files(self.path)
-        self.tensors: Mapping[str, Tensor] = _open(self._files)
+        self.config = _config(self.path)
+        if self.trust_remote_code:
+            _check_code(self.path, self.config)
+        files = weight_files(self.path)
+        self._files = list(files)
+        self.tensors: Mapping[str, Tensor] = _open(files)
+        _check_layers(self.path, self.config, len(self.tensors))
         if self.adapter is not None:
             self.tensors = apply_adapter(self.tensors, self.adapter)
 
     @property
     def architecture(self) -> str:
         """The model class that the config names."""
-        return str((self.config.get("architectures") or [self.config.get("model_type", "unknown")])[0])
+        return str((self.config.get("architectures") or [self.config.get("model_type") or "unknown"])[0])
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(t.nbytes for t in self.tensors.values())
 
+    @property
+    def code(self) -> list[Path]:
+        """The Python files of its directory where they may run, else none."""
+        return sorted(self.path.rglob(CODE)) if self.trust_remote_code else []
+
     @cached_property
     def fingerprint(self) -> str:
-        """Digest (hex) of every weight file's content and of the config: what identifies this checkpoint."""
+        """Digest (hex) of every weight file's content, of the config and of the code that may run: what identifies
+        this checkpoint.
+        """
         digest = xxhash.xxh3_128()
-        for path in [*self._files, *(_adapter_files(self.adapter) if self.adapter else ())]:
+        for path in [*self._files, *(_adapter_files(self.adapter) if self.adapter else ()), *self.code]:
             digest.update(path.name.encode())
             digest.update(bytes.fromhex(file_digest(path)))
         digest.update(json.dumps(self.config, sort_keys=True).encode())
         return digest.hexdigest()
 
 
-def locate(model: str) -> Path:
-    """The directory of a model: a local path as it is, a hub id (``id@revision``) downloaded or from the cache."""
+def locate(model: str, *, code: bool = False) -> Path:
+    """The directory of a model: a local path as it is, a hub id (``id@revision``) downloaded or from the cache.
+
+    Args:
+        code: its Python files, too.
+    Raises: CheckpointError where there is none, and where its files lie outside of it.
+    """
     path = Path(model)
-    if path.is_dir():
-        return path
+    try:
+        if not path.is_dir():
+            path = _from_hub(model, path, code)
+    except OSError as e:  # a name that no file system takes
+        raise CheckpointError(
+            f"a checkpoint must be a directory or a hub id, but {model[:200]!r} is none: {e.strerror}."
+        ) from e
+    check_files(path, code=code)
+    return path
+
+
+def _from_hub(model: str, path: Path, code: bool) -> Path:
+    if path.is_file():
+        raise CheckpointError(f"a checkpoint must be a directory that holds safetensors, but {model} is a file.")
     name, _, revision = model.partition("@")
     if path.is_absolute() or model.startswith(".") or name.count("/") != 1:
         raise CheckpointError(f"a checkpoint must be a directory or a hub id, but there is no directory {model}.")
+    wanted = [*WANTED, *([CODE] if code else [])]
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_WANTED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as e:
         reason = str(e).strip().split("\n")[0]
         raise CheckpointError(
             f"a checkpoint must be a directory or a hub id that can be had, but {model} cannot: {reason}"
         ) from e
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises CheckpointError where it is missing or is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"a checkpoint must have a {path.name}, but there is none in {path.parent}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"{path.name} must be JSON, but {path} is not: {e}.") from e
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path.name} must be a JSON object, but {path} holds a {type(document).__name__}.")
-    return document
+def _config(directory: Path) -> dict[str, Any]:
+    """The config; the names in it end up in messages and tables, so they must be names."""
+    config = read_json(directory / "config.json")
+    names = config.get("architectures") or [config.get("model_type") or "unknown"]
+    if not isinstance(names, list) or not all(isinstance(n, str) and _CLASS_NAME.fullmatch(n) for n in names):
+        raise CheckpointError(
+            f"config.json must name its architecture and model_type, but {directory} has {str(names)[:200]!r} there."
+        )
+    _check_kernels(directory, config)
+    return config
 
 
-def open_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of one safetensors file as a view of the mapped file, by name in the file's order."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping, has no __iter__)
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"a weight file must be whole safetensors, but {path} is not: {e}.") from e
+def _check_kernels(directory: Path, config: Mapping[str, Any]) -> None:
+    """transformers takes an attention implementation ``org/name`` for a kernel on the hub, loads it and runs it."""
+    for key, value in config.items():
+        if isinstance(value, dict) and not key.endswith(_KERNEL):
+            _check_kernels(directory, value)
+        elif key.endswith(_KERNEL) and any("/" in text for text in _texts(value)):
+            raise CheckpointError(
+                f"a model must run on transformers' own code, but the config in {directory} asks for the kernel "
+                f"{str(value)[:200]!r}; take {key} out of it."
+            )
+
+
+def _check_layers(directory: Path, config: Mapping[str, Any], tensors: int) -> None:
+    """A config of a billion layers would be built, layer for layer, before anyone saw that the weights have none."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_layers(directory, value, tensors)
+        elif key in _LAYERS and isinstance(value, int) and value > max(tensors, _FEW):
+            raise CheckpointError(
+                f"config.json must describe the weights beside it, but in {directory} it has {key} {value:,} and the "
+                f"weights are {tensors} tensors."
+            )
+
+
+def _check_code(directory: Path, config: Mapping[str, Any]) -> None:
+    """Code that may run must lie in the directory: only then does the fingerprint hold it."""
+    elsewhere = [v for v in _texts(config.get("auto_map")) if "--" in v]
+    if elsewhere:
+        raise CheckpointError(
+            f"the code of a model must lie in its directory, but {directory} names {elsewhere[0][:200]!r}; "
+            "copy the files there and name them without the repository."
+        )
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text in a value of JSON."""
+    if isinstance(value, str):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for child in children for text in _texts(child)]
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -114,39 +185,14 @@ def tensor_digest(tensor: Tensor) -> str:
     return xxhash.xxh3_128_hexdigest(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    if (directory / _INDEX).is_file():
-        return _indexed_files(directory)
-    if (directory / _SINGLE).is_file():
-        return [directory / _SINGLE]
-    pickled = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth") for p in directory.glob(suffix))
-    if pickled:
-        raise CheckpointError(
-            f"weights must be safetensors (a pickle can run code when it is opened), but {directory} holds "
-            f"{pickled[0]}; load it in transformers and save_pretrained() writes safetensors."
-        )
-    raise CheckpointError(f"a checkpoint must hold {_SINGLE} or {_INDEX}, but {directory} holds neither.")
-
-
-def _indexed_files(directory: Path) -> list[Path]:
-    weight_map = read_json(directory / _INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{_INDEX} must have a weight_map, but the one in {directory} has none.")
-    names = sorted(set(map(str, weight_map.values())))
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{_INDEX} must name safetensors files beside it, but in {directory} it names {name!r}."
-            )
-        if not (directory / name).is_file():
-            raise CheckpointError(f"every file that {_INDEX} names must be there, but {directory / name} is missing.")
-    return [directory / name for name in names]
-
-
-def _open(files: list[Path]) -> dict[str, Tensor]:
+def _open(files: Mapping[Path, frozenset[str]]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for path in files:
-        for name, tensor in open_tensors(path).items():
+    for path, announced in files.items():
+        found = open_tensors(path)
+        lacking = sorted(announced - set(found))
+        if lacking:
+            raise CheckpointError(f"a weight file must hold what {INDEX} says, but {path} lacks {lacking[0][:200]!r}.")
+        for name, tensor in found.items():
             if name in tensors:
                 raise CheckpointError(f"a tensor must stand in one file, but {name} stands in two, one of them {path}.")
             tensors[name] = tensor

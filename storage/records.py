@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Any
 
 from search_spaces.recipe import Recipe
 
-__all__ = ["SPLITS", "Assignment", "Failed", "Marks", "Measured", "Outcome", "Recipe", "Score"]
+__all__ = ["SPLITS", "Assignment", "Failed", "Marks", "Measured", "Outcome", "Recipe", "Rival", "Score"]
 
 SPLITS = ("search", "validation", "report")
 """Disjoint sets of items: the search sees the first, validation picks, report reports."""
@@ -27,9 +28,25 @@ class Score:
     unscored: int = 0
 
     def interval(self, bounds: tuple[float, float] | None = None) -> tuple[float, float]:
-        """The normal 95 % interval, cut off at ``bounds`` where values cannot lie outside them."""
-        low, high = self.mean - Z95 * self.stderr, self.mean + Z95 * self.stderr
-        return (low, high) if bounds is None else (max(low, bounds[0]), min(high, bounds[1]))
+        """The 95 % interval: Wilson's (1927) where values have ``bounds``, else the normal one.
+
+        Wilson's n is the effective one, as many independent yes-or-no items as would have this standard error. So
+        clusters and weights count, and near a bound the interval leans inwards instead of ending there.
+        """
+        low, high = bounds or (0.0, 0.0)
+        if bounds is None or self.stderr <= 0.0 or not low <= self.mean <= high:
+            return self.mean - Z95 * self.stderr, self.mean + Z95 * self.stderr
+        width = high - low
+        share, error = (self.mean - low) / width, self.stderr / width
+        spread = share * (1 - share)
+        # At a bound the standard error is the floor for values that do not vary, 1 / (n + 2).
+        effective = max(spread / error**2 if spread > 1e-12 else 1 / error - 2, 1.0)
+        shrink = 1 + Z95**2 / effective
+        centre = (share + Z95**2 / (2 * effective)) / shrink
+        margin = Z95 / shrink * sqrt(spread / effective + (Z95 / (2 * effective)) ** 2)
+        # Rounding must neither leave the mean out nor the bounds.
+        lower, upper = low + width * (centre - margin), low + width * (centre + margin)
+        return max(min(lower, self.mean), low), min(max(upper, self.mean), high)
 
     def to_json(self) -> dict[str, float | int]:
         """``{"mean", "stderr", "n", "unscored"}``."""
@@ -61,12 +78,24 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """A member of the front: the values of all its items, by suite key, in the suites' order."""
+
+    number: int
+    values: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """What goes out to a worker: which trial, which recipe, which items."""
+    """What goes out to a worker: which trial, which recipe, which items.
+
+    ``rivals`` are the members of the front that it races against; None where it is not raced but asked everything.
+    """
 
     number: int
     recipe: Recipe
     split: str = "search"
+    rivals: tuple[Rival, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,11 @@ class Store:
         self._engine.dispose()
 
     @property
+    def address(self) -> str:
+        """The database's URL with its password hidden."""
+        return database.show(self._url)
+
+    @property
     def trials(self) -> RDBStorage:
         """Optuna's storage on the same database."""
         if self._optuna is None:
@@ -325,18 +330,31 @@ class Store:
             return self._row(session, name).id
 
     def _summary(self, row: StudyRow) -> Summary:
-        study = optuna.load_study(study_name=row.name, storage=self.trials)
-        trials = [t for t in study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
-        states = [t.state for t in trials]
+        states = self._states(row.name)
         return Summary(
             name=row.name,
             planned=row.planned,
-            measured=states.count(optuna.trial.TrialState.COMPLETE),
-            failed=states.count(optuna.trial.TrialState.FAIL),
-            running=states.count(optuna.trial.TrialState.RUNNING),
+            measured=states.get("COMPLETE", 0),
+            failed=states.get("FAIL", 0),
+            running=states.get("RUNNING", 0),
             created=row.created,
             driver=_shown(row.holder) if self._is_held(row.id) else None,
         )
+
+    def _states(self, name: str) -> dict[str, int]:
+        """How many trials with a recipe are in each state. Counted in the database: loading them takes seconds."""
+        studies = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
+        trials = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
+        attributes = sa.table("trial_user_attributes", sa.column("trial_id"), sa.column("key"))
+        statement = (
+            sa.select(sa.cast(trials.c.state, sa.String), sa.func.count())
+            .join(studies, studies.c.study_id == trials.c.study_id)
+            .join(attributes, attributes.c.trial_id == trials.c.trial_id)
+            .where(studies.c.study_name == name, attributes.c.key == "recipe")
+            .group_by(trials.c.state)
+        )
+        with self._engine.connect() as connection:
+            return {str(state): int(count) for state, count in connection.execute(statement)}
 
     def _is_held(self, study_id: int) -> bool:
         with Session(self._engine) as session:

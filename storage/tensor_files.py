@@ -1,4 +1,7 @@
-"""Writing safetensors as a stream: one tensor in memory at a time, the next one made while the last is written."""
+"""Safetensors files: read as views of the mapped file, written as a stream.
+
+A stream has one tensor in memory at a time, and the next one is made while the last is written.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,7 +10,11 @@ from io import FileIO
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from storage.errors import CheckpointError
+from storage.safetensors_header import read_header
 
 _TYPES = {
     torch.float64: "F64",
@@ -22,6 +29,19 @@ _TYPES = {
     torch.bool: "BOOL",
 }
 _ALIGNMENT = 8
+
+
+def open_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one safetensors file as a view of the mapped file, by name in the header's order.
+
+    Raises: CheckpointError where the header lies or the file is not whole; see :mod:`storage.safetensors_header`.
+    """
+    try:
+        names = read_header(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"a weight file must be whole safetensors, but {path} is not: {e}.") from e
 
 
 def write_tensors(path: Path, like: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -1,5 +1,9 @@
 import json
+import os
+import resource
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -158,3 +162,153 @@ def test_an_export_takes_one_choice(store: Store, tmp_path: Path, choice: dict[s
 def test_an_unmeasured_trial_is_not_exported(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the trial must be a measured one \(0, 1, .*\), but got 99"):
         api.export("tiny", tmp_path / "out", trial=99)
+
+
+once = pytest.mark.parametrize("spec", ["float32"], indirect=True)
+"""For what has nothing to do with the type of the weights."""
+
+
+def leftovers(directory: Path) -> list[str]:
+    return [p.name for p in directory.iterdir() if "out" in p.name]
+
+
+@once
+def test_an_earlier_export_is_replaced_only_when_asked(store: Store, tmp_path: Path) -> None:
+    out = export_trial(store, "tiny", 7, tmp_path / "out")
+    (out / "note").write_text("of the first")
+    with pytest.raises(InputError, match="must not exist, but .*out does; it is an earlier export, which --overwrite"):
+        export_trial(store, "tiny", 6, out)
+    assert (out / "note").exists()
+    export_trial(store, "tiny", 6, out, overwrite=True)
+    assert not (out / "note").exists()
+    assert json.loads((out / "merge_recipe.json").read_text())["trial"] == 6
+    assert leftovers(tmp_path) == ["out"]
+
+
+@once
+def test_what_is_no_export_of_ours_is_never_replaced(store: Store, tmp_path: Path) -> None:
+    export = export_trial(store, "tiny", 7, tmp_path / "true")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis").write_text("ten years")
+    (tmp_path / "out-file").write_text("x")
+    (tmp_path / "out-link").symlink_to(export)
+    (tmp_path / "out-broken").symlink_to(tmp_path / "nowhere")
+    for name in ("out", "out-file", "out-link", "out-broken"):
+        with pytest.raises(InputError, match=f"--overwrite replaces earlier exports alone, but .*{name} holds no"):
+            export_trial(store, "tiny", 7, tmp_path / name, overwrite=True)
+    assert (tmp_path / "out" / "thesis").read_text() == "ten years"
+
+
+@once
+def test_the_command_replaces_when_told_to(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from optimizer import cli
+
+    one = ["export", "tiny", "--trial", "7", "--out", str(tmp_path / "out")]
+    front = ["export", "tiny", "--front", "--out", str(tmp_path / "all")]
+    for command in (one, front):
+        assert cli.main(command) == 0
+        written = capsys.readouterr().out
+        assert cli.main(command) == 2
+        assert "the directory to write must not exist" in capsys.readouterr().err
+        assert cli.main([*command, "--overwrite"]) == 0
+        assert capsys.readouterr().out == written
+
+
+@once
+def test_a_failed_replacement_leaves_the_earlier_export(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    out = export_trial(store, "tiny", 7, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    original = Store.with_marks
+    monkeypatch.setattr(Store, "with_marks", lambda *a: replace(original(*a), digest="0" * 64))
+    with pytest.raises(ExportError, match="bit for bit"):
+        export_trial(store, "tiny", 6, out, overwrite=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert leftovers(tmp_path) == ["out"]
+
+
+@once
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_234_567)
+    monkeypatch.setattr("storage.files.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"must have room for .*out, but it takes [\d,]+ bytes and 1,234,567 are free"):
+        export_trial(store, "tiny", 7, tmp_path / "deep" / "out")
+    assert not (tmp_path / "deep").exists()
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """The kernel refuses to write further in any file of this process, as it does when a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@once
+@pytest.mark.parametrize("size", [100, 3000, 8000])
+def test_a_disk_that_runs_full_leaves_nothing_behind(store: Store, tmp_path: Path, size: int) -> None:
+    out = tmp_path / "out"
+    message = f"the disk must have room for {out}, but it ran full while it was written"
+    with files_end_at(size), pytest.raises(ExportError, match=message):
+        export_trial(store, "tiny", 7, out)
+    assert leftovers(tmp_path) == []
+    export_trial(store, "tiny", 6, out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with files_end_at(size), pytest.raises(ExportError, match=message):
+        export_trial(store, "tiny", 7, out, overwrite=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert leftovers(tmp_path) == ["out"]
+
+
+@once
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which root alone may: run it as root")
+def test_a_real_file_system_that_runs_full_leaves_nothing_behind(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounts a file system, which this container may not: run it where mount works")
+    try:
+        with pytest.raises(InputError, match=r"but it takes [\d,]+ bytes and 16,384 are free"):
+            export_trial(store, "tiny", 7, disk / "out")
+        monkeypatch.setattr("optimizer.export.require_room", lambda *_: None)
+        with pytest.raises(ExportError, match=r"ran full while it was written \(No space left on device\)"):
+            export_trial(store, "tiny", 7, disk / "out")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@once
+def test_a_merge_that_is_not_finite_is_not_exported(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.merger import Merger
+
+    def broken(*given: object, **options: object) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in Merger.merged(*given, **options):  # type: ignore[arg-type]
+            yield name, tensor.fill_(float("inf"))
+
+    monkeypatch.setattr("optimizer.export.Merger", type("M", (Merger,), {"merged": broken}))
+    with pytest.raises(ExportError, match="every tensor must be finite, but .* of the merge is not"):
+        export_trial(store, "tiny", 7, tmp_path / "out")
+    assert leftovers(tmp_path) == []
+
+
+def test_the_card_shows_names_as_they_are() -> None:
+    from optimizer.card import escaped
+
+    hostile = "<img src=x onerror=alert(1)> [a](http://evil) | `b` **c** \n# d"
+    assert escaped(hostile) == (r"&lt;img src=x onerror=alert\(1\)&gt; \[a\]\(http://evil\) \| \`b\` \*\*c\*\* \# d")

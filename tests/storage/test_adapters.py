@@ -107,3 +107,23 @@ def test_half_a_pair_is_refused(tmp_path: Path) -> None:
     lonely = {f"base_model.model.{OTHER}.lora_A.weight": torch.zeros(2, 4)}
     with pytest.raises(CheckpointError, match="lacks one of"):
         apply_adapter(base(), adapter(tmp_path / "a", {MODULE: (2, 6, 4)}, extra=lonely))
+
+
+@pytest.mark.parametrize("alpha", ["8", None, [1], float("nan"), float("inf"), 1e30, True])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, alpha: object) -> None:
+    for change in ({"lora_alpha": alpha}, {"alpha_pattern": {"q_proj": alpha}}):
+        path = adapter(tmp_path / "a", {MODULE: (2, 6, 4)}, **change)
+        with pytest.raises(CheckpointError, match="alphas must be numbers"):
+            apply_adapter(base(), path)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*)*x", "[", ".*.*.*.*.*x", "a" * 300, "(a)\\1"])
+def test_a_pattern_that_could_run_for_ever_is_refused(tmp_path: Path, pattern: str) -> None:
+    path = adapter(tmp_path / "a", {MODULE: (2, 6, 4)}, alpha_pattern={pattern: 1})
+    with pytest.raises(CheckpointError, match="patterns must be plain regular expressions"):
+        apply_adapter(base(), path)
+
+
+def test_an_adapter_of_rank_zero_adds_nothing(tmp_path: Path) -> None:
+    merged = apply_adapter(base(), adapter(tmp_path / "a", {MODULE: (0, 6, 4)}))
+    assert torch.equal(merged[f"{MODULE}.weight"], base()[f"{MODULE}.weight"])
