@@ -3,18 +3,28 @@
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from optimizer.baselines import starting_points
-from optimizer.family import Progress, Vectors, differences, facts_of, task_vectors, warnings_of
+from optimizer.family import (
+    Progress,
+    Vectors,
+    differences,
+    facts_of,
+    foreign_adapters,
+    task_vectors,
+    unused,
+    warnings_of,
+)
+from optimizer.memory import memory_of
 from optimizer.spec import BASE, Spec
 from search_spaces.errors import InputError
 from search_spaces.methods import takers
 from storage.checkpoints import Checkpoint
 from storage.records import Assignment, Failed
+from workers.chat_templates import template_problem
 from workers.prompts import load_tokenizer
 from workers.setup import ObjectivePlan
 from workers.suites import Item, Prompt
@@ -50,15 +60,22 @@ def check(spec: Spec, *, timed: bool, progress: Progress) -> Report:
     vectors, not_finite = task_vectors(spec, checkpoints, progress)
     if not_finite:
         return Report(problems=tuple(not_finite), warnings=())
-    memory, short = _memory(spec, checkpoints)
-    facts = facts_of(checkpoints) | memory
-    problems = [] if short is None else [short]
+    memory = memory_of(spec, checkpoints, device=pick_device(spec.workers.device), workers=worker_count(spec))
+    facts = facts_of(checkpoints) | {"memory": memory.fact}
+    problems = [] if memory.problem is None else [memory.problem]
     if timed and not problems:
         timing, problems = _timing(spec, progress)
         facts |= timing
     return Report(
         problems=tuple(problems),
-        warnings=(*_tokenizer_warnings(spec, checkpoints), *warnings_of(vectors), *_spec_warnings(spec)),
+        warnings=(
+            *_tokenizer_warnings(spec, checkpoints),
+            *unused(spec, checkpoints),
+            *foreign_adapters(spec, checkpoints),
+            *warnings_of(vectors),
+            *_spec_warnings(spec),
+            *memory.warnings,
+        ),
         facts=facts,
         vectors=vectors,
         fingerprints=_fingerprints(checkpoints, progress),
@@ -92,23 +109,35 @@ def _suite_problems(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> list[s
     problems = []
     tokenizer: PreTrainedTokenizerBase | None = None
     try:
-        tokenizer = load_tokenizer(checkpoints[BASE].path)
+        tokenizer = _base_tokenizer(checkpoints)
     except InputError as e:
         problems.append(str(e))
+    chats: list[Prompt] = []
     for plan in spec.setup(device="cpu").objectives:
         try:
-            _check_items(plan, tokenizer)
+            chats += _check_items(plan, tokenizer)
         except InputError as e:
             problems.append(str(e))
+    if tokenizer is not None and not problems:
+        problem = template_problem(tokenizer, chats)
+        problems += [] if problem is None else [problem]
     return problems
 
 
-def _check_items(plan: ObjectivePlan, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def _base_tokenizer(checkpoints: Mapping[str, Checkpoint]) -> PreTrainedTokenizerBase:
+    base = checkpoints[BASE]
+    return load_tokenizer(base.path, trust_remote_code=base.trust_remote_code)
+
+
+def _check_items(plan: ObjectivePlan, tokenizer: PreTrainedTokenizerBase | None) -> list[Prompt]:
+    """Refuse items that could not be asked or marked; returns the prompts that are chats."""
+    chats: list[Prompt] = []
     languages: set[str] = set()
     for split, objective in plan.load().items():
         for suite in objective.suites:
             for item in suite.items:
                 languages.add(item.lang)
+                chats += [] if isinstance(item.prompt, str) else [item.prompt]
                 lack = suite.scorer.check(item)
                 if lack:
                     raise InputError(f"item {item.id} of {suite.key} ({split}): {suite.scorer.name} needs {lack}.")
@@ -124,6 +153,7 @@ def _check_items(plan: ObjectivePlan, tokenizer: PreTrainedTokenizerBase | None)
         raise InputError(
             f"across_languages must name languages of the suites, but {plan.name} has no items in {absent[0]}."
         )
+    return chats
 
 
 def _check_weights(plan: ObjectivePlan, languages: set[str], split: str) -> None:
@@ -138,41 +168,6 @@ def _check_weights(plan: ObjectivePlan, languages: set[str], split: str) -> None
             f"every language with a weight must have items, but {plan.name} has none in {empty[0] if empty else 'any'} "
             f"({split})."
         )
-
-
-def _memory(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> tuple[dict[str, str], str | None]:
-    """What a worker needs against what there is, and the refusal where that is too little."""
-    itemsize = getattr(torch, spec.workers.dtype).itemsize
-    model = sum(t.numel() for t in checkpoints[BASE].tensors.values()) * itemsize
-    sources = sum(c.nbytes for c in checkpoints.values())
-    workers = worker_count(spec)
-    on_gpu = pick_device(spec.workers.device) == "cuda"
-    if on_gpu:
-        needed, available = model + sources, torch.cuda.mem_get_info()[0]
-        text = f"{_size(needed)} on each GPU (live model {_size(model)}, checkpoints {_size(sources)})"
-    else:
-        needed, available = model * workers, _available_memory()
-        text = (
-            f"{_size(model)} a worker x {workers} for live models; checkpoints {_size(sources)} mapped once, "
-            "shared by all workers"
-        )
-    facts = {"memory": f"{text}; available {_size(available)}"}
-    if needed > available:
-        return (
-            facts,
-            f"the live models must fit into memory, but they need {_size(needed)} and {_size(available)} is free.",
-        )
-    return facts, None
-
-
-def _available_memory() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _timing(spec: Spec, progress: Progress) -> tuple[dict[str, str], list[str]]:
@@ -212,7 +207,7 @@ def _timing(spec: Spec, progress: Progress) -> tuple[dict[str, str], list[str]]:
 
 
 def _tokenizer_warnings(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> Iterator[str]:
-    base = load_tokenizer(checkpoints[BASE].path)
+    base = _base_tokenizer(checkpoints)
     probes = _probes(spec, base)
     for name, checkpoint in checkpoints.items():
         if name == BASE or checkpoint.adapter is not None:
@@ -242,8 +237,6 @@ def _text(prompt: Prompt) -> str:
 
 
 def _spec_warnings(spec: Spec) -> Iterator[str]:
-    if spec.search.evaluation.racing:
-        yield "racing is not available in this version: every trial answers all its items."
     for name in spec.search_space.idle:
         methods = ", ".join(spec.search_space.methods)
         yield f"{name} changes nothing: it is a parameter of {', '.join(takers(name))}, and the method is {methods}."
@@ -259,14 +252,6 @@ def _fingerprints(checkpoints: Mapping[str, Checkpoint], progress: Progress) -> 
         found[name] = checkpoint.fingerprint
     progress("fingerprints", len(checkpoints), len(checkpoints))
     return found
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return ""
 
 
 def _duration(seconds: float) -> str:

@@ -1,11 +1,20 @@
 """The study file: parsed strictly, every refusal with the rule, the values and the line."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from optimizer import yaml_lines
@@ -15,7 +24,12 @@ from search_spaces.methods import CATALOGUE, METHODS, PARAMETERS, SIMPLEX_METHOD
 from search_spaces.recipe import digest_of
 from search_spaces.space import Range, Space
 from storage.checkpoints import Source
-from workers.scorers import make_scorer, read_phrases
+from workers.judge import Judge
+from workers.lm_eval_suites import LmEval, with_data_files
+from workers.marks import Prepares, Scorer
+from workers.racing import Rules
+from workers.scorers import make_scorer, path_options
+from workers.scores import Across
 from workers.setup import ObjectivePlan, Setup, SuitePlan
 from workers.suites import SuiteFiles
 
@@ -24,13 +38,24 @@ UNIFORM = "uniform"
 MODEL_STOCK = "model_stock"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Name = Annotated[str, Field(pattern=_NAME)]
-Text = Annotated[str, Field(min_length=1)]
+_MOST_BYTES = 1_000_000
+_SHOWN = 200
+
+
+def _printable(text: str) -> str:
+    """No control characters: texts end up in paths, messages and logs."""
+    if not text.isprintable():
+        raise ValueError(f"texts must be printable, but got {text[:_SHOWN]!r}")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(_printable)]
 
 
 class _Strict(BaseModel):
     """Unknown keys are refused and nothing is changed after parsing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class CheckpointSpec(_Strict):
@@ -120,27 +145,67 @@ class SearchSpaceSpec(_Strict):
 
 
 class SuiteSpec(_Strict):
-    """A file of items, its scorer, and what that scorer takes."""
+    """A file of items, its scorer, and what that scorer takes: further keys are the scorer's options.
 
-    path: Text
+    ``lm_eval: TASK`` stands for a scorer that brings its items along.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    path: Text | None = None
     scorer: Text
     validation: Text | None = None
     report: Text | None = None
-    max_new_tokens: Annotated[int, Field(gt=0, le=32768)] | None = None
-    phrases: Text | None = None
-    normalise: Text | None = None
-    teacher_forced: bool | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What the scorer is made with."""
-        given = {
-            "max_new_tokens": self.max_new_tokens,
-            "normalise": self.normalise,
-            "teacher_forced": self.teacher_forced,
-            "phrases": None if self.phrases is None else read_phrases(Path(self.phrases)),
-        }
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+
+    @property
+    def suite_files(self) -> SuiteFiles | None:
+        """Where its items lie; None where its scorer brings them along."""
+        if self.path is None:
+            return None
+        own = {"validation": self.validation, "report": self.report}
+        return SuiteFiles(path=Path(self.path), **{k: None if v is None else Path(v) for k, v in own.items()})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that the suite and its scorer name, by their keys."""
+        own = {key: value for key in _SUITE_FILES if (value := getattr(self, key)) is not None}
+        kinds = path_options(self.scorer)
+        return own | {key: value for key, value in self.options.items() if kinds.get(key) == "file"}
+
+    @property
+    def made(self) -> Scorer:
+        """The scorer; it has opened no file yet."""
+        return make_scorer(self.scorer, self.options)
+
+    @property
+    def title(self) -> str:
+        """The file's name, or the task's."""
+        made = self.made
+        return made.title if isinstance(made, LmEval) else Path(self.path or "").name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task(cls, value: object) -> object:
+        """``lm_eval: TASK`` in the form of all other suites."""
+        if not isinstance(value, dict) or "lm_eval" not in value:
+            return value
+        others = [key for key in (*_SUITE_FILES, "scorer", "task") if key in value]
+        if others:
+            raise ValueError(f"a suite with lm_eval has items and scorer from its task, but it names {others[0]}")
+        return {"scorer": LmEval.name, "task": value["lm_eval"]} | {k: v for k, v in value.items() if k != "lm_eval"}
+
+    @model_validator(mode="after")
+    def _makes(self) -> "SuiteSpec":
+        brings = isinstance(make_scorer(self.scorer, self.options), LmEval)
+        if brings == bool(self.path or self.validation or self.report):
+            rule = "must not have a path, but has one" if brings else "must have a path, but has none"
+            raise ValueError(f"a suite with the scorer {self.scorer} {rule}")
+        return self
 
 
 class ObjectiveSpec(_Strict):
@@ -148,7 +213,7 @@ class ObjectiveSpec(_Strict):
 
     name: Name
     suites: Annotated[list[SuiteSpec], Field(min_length=1)]
-    across_languages: Literal["mean", "min", "softmin"] | dict[str, Annotated[float, Field(ge=0)]] = "mean"
+    across_languages: Literal["mean", "min", "softmin", "cvar"] | dict[str, Annotated[float, Field(ge=0)]] = "mean"
     at_least: float | None = None
     at_most: float | None = None
     role: Literal["optimise", "watch"] = "optimise"
@@ -156,22 +221,35 @@ class ObjectiveSpec(_Strict):
     @property
     def maximise(self) -> bool:
         """Whether more is better: its scorers say."""
-        return make_scorer(self.suites[0].scorer, {}).maximise
+        return self.suites[0].made.maximise
 
     @property
     def bounds(self) -> tuple[float, float] | None:
         """Where its values lie, None where they have no bounds."""
-        return make_scorer(self.suites[0].scorer, {}).bounds
+        return self.suites[0].made.bounds
 
     @model_validator(mode="after")
     def _one_direction(self) -> "ObjectiveSpec":
-        kinds = {(s.maximise, s.bounds) for suite in self.suites for s in [make_scorer(suite.scorer, {})]}
+        kinds = {(s.maximise, s.bounds) for s in (suite.made for suite in self.suites)}
         if len(kinds) > 1:
             names = ", ".join(suite.scorer for suite in self.suites)
             raise ValueError(f"the scorers of one objective must share direction and range, but got {names}")
+        share = self.across_languages.get("cvar") if isinstance(self.across_languages, dict) else None
+        if share is not None and not (len(self.across_languages) == 1 and 0 < share <= 1):
+            raise ValueError(
+                "across_languages must be {cvar: SHARE} with one share in (0, 1], "
+                f"but got {self.across_languages}"
+            )
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"at_least must not exceed at_most, but got {self.at_least} and {self.at_most}")
         return self
+
+    @property
+    def across(self) -> Across:
+        """How languages count, as a worker reads it."""
+        if isinstance(self.across_languages, str) or "cvar" not in self.across_languages:
+            return self.across_languages
+        return f"cvar:{self.across_languages['cvar']}"
 
     def violations(self, mean: float) -> dict[str, float]:
         """One number a constraint, at most 0 where the constraint holds."""
@@ -188,6 +266,7 @@ class EvaluationSpec(_Strict):
 
     items: Annotated[int, Field(gt=1)] | None = None
     racing: bool = False
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
 
 
 class SearchSpec(_Strict):
@@ -209,6 +288,7 @@ class WorkersSpec(_Strict):
     count: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     tensor_parallel: Literal[1] = 1
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    trust_remote_code: bool = False
 
 
 class Spec(_Strict):
@@ -252,6 +332,11 @@ class Spec(_Strict):
         return [o for o in self.objectives if o.role == "optimise"]
 
     @property
+    def judged(self) -> bool:
+        """Whether a judge marks some of it, whose verdicts are kept in the database."""
+        return any(suite.scorer == Judge.name for objective in self.objectives for suite in objective.suites)
+
+    @property
     def space(self) -> Space:
         """The search space."""
         low, high = self.search_space.scale
@@ -267,7 +352,8 @@ class Spec(_Strict):
     def sources(self) -> tuple[Source, ...]:
         """Base, checkpoints and references, in the order in which sums run."""
         merged = [c.source for c in self.checkpoints]
-        return (Source(name=BASE, model=self.base), *merged, *(c.source for c in self.references))
+        base = Source(name=BASE, model=self.base, trust_remote_code=self.workers.trust_remote_code)
+        return (base, *merged, *(c.source for c in self.references))
 
     def setup(self, *, device: str, threads: int = 1) -> Setup:
         """What a worker of this study opens."""
@@ -279,6 +365,7 @@ class Spec(_Strict):
             device=device,
             threads=threads,
             seed=self.search.seed,
+            racing=self._racing,
         )
 
     def document(self) -> dict[str, Any]:
@@ -293,32 +380,44 @@ class Spec(_Strict):
     def _plan(self, objective: ObjectiveSpec) -> ObjectivePlan:
         suites = tuple(
             SuitePlan(
-                key=f"{objective.name}/{i}:{Path(suite.path).name}",
-                files=SuiteFiles(
-                    path=Path(suite.path),
-                    validation=None if suite.validation is None else Path(suite.validation),
-                    report=None if suite.report is None else Path(suite.report),
-                ),
+                key=f"{objective.name}/{i}:{suite.title}",
+                files=suite.suite_files,
                 scorer=suite.scorer,
                 options=suite.options,
                 items=self.search.evaluation.items,
             )
             for i, suite in enumerate(objective.suites)
         )
-        across = objective.across_languages
-        return ObjectivePlan(name=objective.name, suites=suites, across=across, watched=objective.role == "watch")
+        watched = objective.role == "watch"
+        return ObjectivePlan(
+            name=objective.name,
+            suites=suites,
+            across=objective.across,
+            watched=watched,
+            at_least=objective.at_least,
+            at_most=objective.at_most,
+        )
+
+    @property
+    def _racing(self) -> Rules | None:
+        asked = self.search.evaluation
+        return Rules(confidence=asked.confidence, seed=self.search.seed) if asked.racing else None
 
 
 def load_spec(path: Path) -> Spec:
     """Read a study file. Raises InputError naming the file, the line, the rule and the values."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1).decode()
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"a study file must be a text file that opens, but {path} is not: {e}.") from e
+    if len(text) > _MOST_BYTES:
+        raise InputError(f"a study file must have at most {_MOST_BYTES:,} bytes, but {path} has more.")
     document, lines = yaml_lines.load(text, str(path))
     if not isinstance(document, dict):
         raise InputError(f"{path}: a study file must be a mapping, but got {type(document).__name__}.")
     resolved = _resolve(document, path.parent.absolute())
+    _settle(resolved, lines, str(path))
     try:
         spec = Spec.model_validate(resolved)
     except ValidationError as e:
@@ -346,7 +445,7 @@ def _resolve(document: dict[str, Any], root: Path) -> dict[str, Any]:
             | {
                 "suites": _each(
                     o.get("suites"),
-                    lambda s: _paths(s, ("path", "validation", "report", "phrases"), root, _file),
+                    lambda s: _suite_paths(s, root),
                 )
             }
         ),
@@ -355,6 +454,7 @@ def _resolve(document: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 _ABSENT: Any = object()
+_SUITE_FILES = ("path", "validation", "report")
 
 
 def _each(value: Any, change: Any) -> Any:
@@ -373,29 +473,73 @@ def _paths(document: dict[str, Any], keys: Sequence[str], root: Path, change: An
     return document | {k: change(document[k], root) for k in keys if isinstance(document.get(k), str) and document[k]}
 
 
+def _suite_paths(suite: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The suite's own files, and whatever files and models its scorer's options name."""
+    if isinstance(suite.get("lm_eval"), dict):
+        suite = suite | {"lm_eval": with_data_files(suite["lm_eval"], lambda text: _file(text, root))}
+    kinds = path_options(suite["scorer"]) if isinstance(suite.get("scorer"), str) else {}
+    files = [name for name, kind in kinds.items() if kind == "file"]
+    models = [name for name, kind in kinds.items() if kind == "model"]
+    return _paths(_paths(suite, (*_SUITE_FILES, *files), root, _file), models, root, _model)
+
+
+def _settle(document: dict[str, Any], lines: dict[yaml_lines.Path, int], name: str) -> None:
+    """Writes down what tasks of lm-evaluation-harness settle: metric and direction. Broken shapes are left alone."""
+    for i, objective in enumerate(_dicts(document.get("objectives"))):
+        for j, suite in enumerate(_dicts(objective.get("suites"))):
+            if "lm_eval" not in suite or {*_SUITE_FILES, "scorer", "task"} & set(suite):
+                continue
+            try:
+                made = LmEval.of(suite["lm_eval"], {k: v for k, v in suite.items() if k != "lm_eval"})
+                suite |= made.settled()
+            except InputError as e:
+                raise InputError(f"{name}, line {_line(lines, ('objectives', i, 'suites', j))}: {e}") from e
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    """The list, where it is one of mappings."""
+    return value if isinstance(value, list) and all(isinstance(v, dict) for v in value) else []
+
+
 def _model(text: str, root: Path) -> str:
     """A directory beside the study file, or a hub id as it is."""
-    path = Path(text).expanduser()
+    path = _expanded(text)
     here = root / path
     looks_like_a_path = path.is_absolute() or text.startswith((".", "~")) or text.partition("@")[0].count("/") != 1
-    return str(here) if here.is_dir() or looks_like_a_path else text
+    return str(here) if looks_like_a_path or _is(here, Path.is_dir) else text
 
 
 def _file(text: str, root: Path) -> str:
-    return str(root / Path(text).expanduser())
+    return str(root / _expanded(text))
+
+
+def _expanded(text: str) -> Path:
+    """With ``~`` replaced, where it names a home directory."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(text)
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether it is a file or directory; a name that no file system takes is neither."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 def _check_files(spec: Spec, lines: dict[yaml_lines.Path, int], name: str) -> None:
     for i, objective in enumerate(spec.objectives):
         for j, suite in enumerate(objective.suites):
             make = ("objectives", i, "suites", j)
-            for key in ("path", "validation", "report", "phrases"):
-                value = getattr(suite, key)
-                if value is not None and not Path(value).is_file():
+            for key, value in suite.files.items():
+                if not _is(Path(value), Path.is_file):
                     line = _line(lines, (*make, key))
                     raise InputError(f"{name}, line {line}: {key} must be a file, but there is no {value}.")
             try:
-                make_scorer(suite.scorer, suite.options)
+                if isinstance(scorer := suite.made, Prepares):
+                    scorer.prepare()
             except InputError as e:
                 raise InputError(f"{name}, line {_line(lines, make)}: {e}") from e
 
@@ -425,9 +569,14 @@ def _message(detail: ErrorDetails, path: tuple[str | int, ...]) -> str:
         least, length = detail["ctx"]["min_length"], detail["ctx"]["actual_length"]
         return f"{where} must have at least {least} entries, but has {length}."
     rule = detail["msg"].removeprefix("Input should ").rstrip(".")
-    return (
-        f"{where} must {rule if rule.startswith('be') else rule[:1].lower() + rule[1:]}, but got {detail['input']!r}."
-    )
+    rule = rule if rule.startswith("be") else rule[:1].lower() + rule[1:]
+    return f"{where} must {rule}, but got {_shown(detail['input'])}."
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _keys_at(path: tuple[str | int, ...]) -> list[str]:

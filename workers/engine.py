@@ -11,17 +11,20 @@ from workers.questions import Generated, LogLikelihood
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A question in tokens. ``continuation`` is empty where the model shall generate."""
+    """A question in tokens. ``continuation`` is empty where the model shall generate; it then stops at the first of the
+    ``stop`` strings.
+    """
 
     prompt: tuple[int, ...]
     continuation: tuple[int, ...] = ()
     ends: bool = False
     max_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
-        """Tokens that must fit into the model's context."""
-        return len(self.prompt) + len(self.continuation) + self.max_new_tokens
+        """Tokens that must fit into the model's context: the last one is only predicted, never read."""
+        return len(self.prompt) + len(self.continuation) + self.ends + self.max_new_tokens - 1
 
 
 class Engine(Protocol):

@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 17
 """Elements at a time in the loop: its few float32 temporaries stay in the cache."""
 
+_CHUNK_GPU = 1 << 24
+"""There a launch has to pay, and there is no cache to stay in."""
+
 _PLACES = 1 << 31
 """Draws repeat after so many elements of one tensor."""
 
@@ -37,7 +40,7 @@ class Pass:
         kernel: a name in :data:`KERNELS`. tensors: k tensors of one shape, any float type. base: the base's.
         ranks: k float32 tensors of that shape, for ``ranked_election`` only. factors: rows of k numbers.
         integers: rows of k numbers in the range of int32. arity: the most tensors that the same method reads with
-            other weights, 0 for what is not worth compiling.
+            other weights, 0 for what is not worth compiling. first: index of the first element in its whole tensor.
     """
 
     kernel: str
@@ -47,6 +50,7 @@ class Pass:
     factors: Sequence[Sequence[float]] = ((),)
     integers: Sequence[Sequence[int]] = ((),)
     arity: int = 0
+    first: int = 0
 
 
 class Runner(Protocol):
@@ -63,10 +67,11 @@ class Loop:
     def write(self, todo: Pass, out: Tensor) -> None:
         """See :class:`Runner`."""
         kernel, x = KERNELS[todo.kernel], _operands(todo)
-        for first in range(0, out.numel(), _CHUNK):
-            cut = slice(first, first + _CHUNK)
+        chunk = _CHUNK if out.device.type == "cpu" else _CHUNK_GPU
+        for first in range(0, out.numel(), chunk):
+            cut = slice(first, first + chunk)
             tensors, ranks = [t[cut] for t in x.tensors], [r[cut] for r in x.ranks]
-            kernel(out[cut], Operands(x.base[cut], tensors, ranks, x.factors, x.integers, first))
+            kernel(out[cut], Operands(x.base[cut], tensors, ranks, x.factors, x.integers, x.first + first))
 
 
 class Compiled:
@@ -235,7 +240,8 @@ def _suits(todo: Pass) -> bool:
     count = todo.tensors[0].numel()
     types = {t.dtype for t in todo.tensors} | (set() if todo.base is None else {todo.base.dtype})
     drawn = any(todo.integers)
-    return len(types) == 1 and len(todo.tensors) <= todo.arity and count >= _SMALL and not (drawn and count > _PLACES)
+    last = todo.first + count
+    return len(types) == 1 and len(todo.tensors) <= todo.arity and count >= _SMALL and not (drawn and last > _PLACES)
 
 
 def _operands(todo: Pass) -> Operands:
@@ -246,7 +252,7 @@ def _operands(todo: Pass) -> Operands:
         ranks=list(todo.ranks),
         factors=torch.tensor(todo.factors, dtype=torch.float32, device=device),
         integers=torch.tensor(todo.integers, dtype=torch.int32, device=device),
-        first=0,
+        first=todo.first if any(todo.integers) else 0,
     )
 
 

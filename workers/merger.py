@@ -1,6 +1,7 @@
 """The resident merger: every checkpoint opened once, each merge written straight into the live weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from storage.checkpoints import tensor_digest
 from workers.errors import MergeError
 from workers.kernels import runner
 from workers.methods import Inputs, flat, plan
+from workers.placement import Streamed
 
 Tensors = Mapping[str, Tensor]
 
@@ -31,9 +33,8 @@ class Merger:
         self._sources = sources
         self._base = base
         self._seed = seed
-        layers = [layer for name in sources[base] if (layer := layer_of(name)) is not None]
-        self._layers = max(layers, default=-1) + 1
-        self._runner = runner(sum(t.numel() for t in sources[base].values()), compiled)
+        self._layers = layer_count(sources[base])
+        self._runner = Streamed(runner(sum(t.numel() for t in sources[base].values()), compiled))
         self._inputs: dict[tuple[str, ...], Inputs] = {}
 
     def merge_into(self, recipe: Recipe, targets: Tensors) -> str:
@@ -43,7 +44,7 @@ class Merger:
 
     @torch.inference_mode()
     def write(self, recipe: Recipe, targets: Tensors) -> None:
-        """Write the merge into ``targets`` (name to tensor, any float type, on the sources' device).
+        """Write the merge into ``targets`` (name to tensor, any float type; the sources are there or on the host).
 
         Tensors that are no floats are copied from the base. Raises MergeError with the tensor's name.
         """
@@ -54,10 +55,22 @@ class Merger:
             except MergeError as e:
                 raise MergeError(f"{name}: {e}") from e
 
-    def merged(self, recipe: Recipe, like: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors one by one in new memory, with the types and shapes of ``like``."""
-        for name, shape in like.items():
-            tensor = torch.empty(shape.shape, dtype=shape.dtype)
+    def merged(
+        self, recipe: Recipe, like: Mapping[str, Tensor], *, reuse: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors one by one in new memory, with the types and shapes of ``like``.
+
+        Args:
+            reuse: in two buffers that take turns instead, so that each tensor is overwritten by the next but one: to
+                the system new memory is as much work as a merge.
+        """
+        most = max((t.nbytes for t in like.values()), default=0) if reuse else 0
+        buffers = cycle([torch.empty(most, dtype=torch.uint8) for _ in range(2)])
+        for (name, shape), buffer in zip(like.items(), buffers, strict=False):
+            if reuse:
+                tensor = buffer[: shape.nbytes].view(shape.dtype).view(shape.shape)
+            else:
+                tensor = torch.empty(shape.shape, dtype=shape.dtype)
             self.write(recipe, {name: tensor})
             yield name, tensor
 
@@ -112,6 +125,18 @@ class Merger:
         unknown = [name for name in recipe.weights if name not in self._sources]
         if unknown:
             raise MergeError(f"a recipe must name opened checkpoints ({', '.join(self._sources)}), not {unknown[0]}.")
+
+
+def layer_count(names: Iterable[str]) -> int:
+    """How many layers a model has, by the names of its tensors."""
+    return max((layer for name in names if (layer := layer_of(name)) is not None), default=-1) + 1
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    # What is not finite stays so in a sum, which is one pass without memory, many times faster than a mask. The sum of
+    # finite numbers may overflow: only then are they looked at one by one.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def merge_digest(tensors: Tensors) -> str:

@@ -64,7 +64,12 @@ class Inputs:
         return self._once(("window", checkpoint, density, gamma), lambda: self._window(checkpoint, density, gamma))
 
     def ranks(self, checkpoint: str) -> Tensor:
-        """Rank (n,), float32, from 0, of each magnitude of the task vector in its row (the last dimension)."""
+        """Rank (n,), float32, from 0, of each magnitude of the task vector in its row (the last dimension).
+
+        Kept on a host only: a GPU sorts anew sooner than it could hold them beside a model.
+        """
+        if self.base.device.type != "cpu":
+            return self._ranks(checkpoint)
         return self._once(("ranks", checkpoint), lambda: self._ranks(checkpoint))
 
     def seeds(self, checkpoint: str) -> tuple[int, int]:
@@ -101,11 +106,16 @@ class Inputs:
         return low, inf if gamma == 0.0 else high
 
     def _ranks(self, checkpoint: str) -> Tensor:
-        sizes = self._sizes(checkpoint)
-        rows = sizes.reshape(-1, sizes.shape[-1]) if sizes.dim() else sizes.reshape(1, 1)
-        places = torch.arange(rows.shape[1], dtype=torch.float32, device=rows.device).expand(rows.shape)
-        ranks = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
-        return ranks.scatter_(1, rows.argsort(dim=1, stable=True), places).view(-1)
+        columns = self.base.shape[-1] if self.base.dim() else 1
+        base, tensor = self.base.reshape(-1, columns), self.tensors[checkpoint].reshape(-1, columns)
+        places = torch.arange(columns, dtype=torch.float32, device=base.device)
+        ranks = torch.empty(base.shape, dtype=torch.float32, device=base.device)
+        rows = max(_CHUNK // columns, 1)  # at a time: a sort takes several times the memory of what it sorts
+        for first in range(0, base.shape[0], rows):
+            cut = slice(first, first + rows)
+            order = (tensor[cut].float() - base[cut].float()).abs_().argsort(dim=1, stable=True)
+            ranks[cut].scatter_(1, order, places.expand(order.shape))
+        return ranks.view(-1)
 
     def _sizes(self, checkpoint: str) -> Tensor:
         return (self.tensors[checkpoint].float() - self.base.float()).abs_()
@@ -146,12 +156,13 @@ def multislerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pas
     """Weighted mean on the sphere (Buss and Fillmore 2001, ACM Trans. Graph. 20(2)), each tensor taken as one vector.
 
     Its direction is the one whose weighted sum of squared angles to the checkpoints is least, its length their
-    weighted mean length. The order of the checkpoints does not count; two of equal length give slerp. Raises
-    MergeError where some of the tensors but not all are zero, or where directions cancel out.
+    weighted mean length. The order of the checkpoints does not count; two of equal length give slerp. A tensor of one
+    element has a sign but no direction: it gets the weighted mean. Raises MergeError where some of the tensors but not
+    all are zero, or where directions cancel out.
     """
     shares = _shares(weights)
     used = [i for i, share in enumerate(shares) if share != 0.0]
-    if len(used) == 1 or not any(lengths := _lengths(inputs)):
+    if len(used) == 1 or inputs.base.numel() == 1 or not any(lengths := _lengths(inputs)):
         return linear(inputs, dict(zip(weights, shares, strict=True)), {})
     gram = np.array(inputs.gram(of_vectors=False))[np.ix_(used, used)]
     sizes, weight = np.array(lengths)[used], np.array(shares)[used]

@@ -24,7 +24,10 @@ class Pool(Protocol):
         ...
 
     def finished(self) -> list[Outcome]:
-        """Wait until at least one submitted assignment has an outcome; return all that have. Raises PoolError."""
+        """Wait until a submitted assignment has an outcome, or there is more room; return the outcomes there are.
+
+        Raises: PoolError where no worker is left.
+        """
         ...
 
     def close(self) -> None:

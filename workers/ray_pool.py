@@ -2,14 +2,23 @@
 
 import logging
 import os
+import signal
 import socket
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from search_spaces.errors import InputError
-from storage.records import Assignment, Failed, Outcome
+from search_spaces.recipe import Recipe
+from storage.records import Assignment, Failed, Measured, Outcome
+from workers.canary import Canary
+from workers.deadlines import Deadlines
 from workers.pool import PoolError
 from workers.setup import Setup
 from workers.worker import Worker
@@ -17,21 +26,69 @@ from workers.worker import Worker
 _RETRIES = 2
 """How often an assignment whose worker died is handed to another before it fails."""
 
+_FAULTS = 3
+"""How many different trials a worker may fail in a row, by dying, hanging or an error of ours, before it is retired."""
+
 _ANSWER_SECONDS = 10
+_PATIENCE_SECONDS = 60
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Slot:
+    """A worker's place: the actor that is there now, and how it has done.
+
+    ``faults`` are trials it failed in a row, ``told`` is how many of the judges' new verdicts it has heard of.
+    """
+
+    actor: Any
+    node: str = "?"
+    pid: int = 0
+    faults: set[object] = field(default_factory=set)
+    since_canary: int = 0
+    told: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.node}:{self.pid}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a slot is doing: a trial, or (without one) opening its models and its canary."""
+
+    slot: _Slot
+    begun: float
+    assignment: Assignment | None = None
+
+
 class RayPool:
-    """Actors on a local Ray or on a cluster; a dead actor is replaced and its trial handed out again.
+    """Actors on a local Ray or on a cluster.
+
+    A worker that dies or hangs is replaced and its trial handed out again; one that fails three different trials in a
+    row, or whose merges cannot be reproduced, is retired, and the others go on. PoolError is raised where none is left.
 
     Args:
         count: how many workers, each with ``setup.threads`` CPUs, and one GPU where the device is CUDA.
         address: of a running cluster; None starts Ray on this machine and stops it at the end.
+        canary: a recipe that each worker merges and asks when it starts and every ``canary_every`` trials; all must
+            agree about it. deadlines: how long a trial may take.
     """
 
-    def __init__(self, setup: Setup, *, count: int, address: str | None = None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        count: int,
+        address: str | None = None,
+        canary: Recipe | None = None,
+        canary_every: int = 50,
+        deadlines: Deadlines | None = None,
+    ) -> None:
         self._setup = setup
+        self._canary = canary
+        self._canary_every = canary_every
+        self._deadlines = deadlines or Deadlines()
         self._started = _start(address, count * setup.threads)
         gpus = 1 if setup.device.startswith("cuda") else 0
         self._actor: Any = ray.remote(_Actor).options(
@@ -41,82 +98,209 @@ class RayPool:
             max_task_retries=0,
             runtime_env=_environment(setup),
         )
-        self._idle: list[Any] = [self._actor.remote(setup) for _ in range(count)]
-        self._running: dict[Any, tuple[Assignment, Any]] = {}
-        self._attempts: dict[tuple[int, str], int] = {}
-        self._deaths = 0
-        self._count = count
+        self._slots = [_Slot(actor=self._actor.remote(setup)) for _ in range(count)]
+        self._idle: list[_Slot] = []
+        self._jobs: dict[Any, _Job] = {}
+        self._waiting: list[Assignment] = []
+        self._attempts: Counter[tuple[int, str]] = Counter()
+        self._reference: Canary | None = None
+        self._retired = ""
+        self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
         self._first_contact()
 
     @property
     def room(self) -> int:
-        """Idle workers."""
-        return len(self._idle)
+        """Idle workers that no trial waits for. Raises PoolError where no worker is left."""
+        self._require_workers()
+        return max(len(self._idle) - len(self._waiting), 0)
 
     def submit(self, assignment: Assignment) -> None:
-        """Hand it to an idle worker."""
-        actor = self._idle.pop()
-        self._running[actor.run.remote(assignment)] = (assignment, actor)
+        """Hand it to an idle worker, or keep it until there is one."""
+        self._waiting.append(assignment)
+        self._hand_out()
 
     def finished(self) -> list[Outcome]:
-        """Wait for outcomes; a dead worker costs its trial one attempt."""
+        """Wait for outcomes, or for a worker that is idle again; one that dies or hangs costs its trial one attempt."""
         outcomes: list[Outcome] = []
-        while not outcomes and self._running:
+        idle = len(self._idle)
+        while not outcomes and self._jobs and len(self._idle) <= idle:
             # All that are done, not only the first: ray.wait returns no more than num_returns.
-            ray.wait(list(self._running), num_returns=1)
-            done, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+            ray.wait(list(self._jobs), num_returns=1, timeout=self._seconds_left())
+            done, _ = ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=0)
             outcomes.extend(o for ref in done if (o := self._collect(ref)) is not None)
+            outcomes.extend(o for ref in self._overdue() if (o := self._give_up(ref)) is not None)
+            self._hand_out()
+        if not outcomes:
+            self._require_workers()
         return outcomes
 
     def close(self) -> None:
         """Kill the actors; stop Ray if this pool started it."""
-        for actor in [*self._idle, *(actor for _, actor in self._running.values())]:
-            ray.kill(actor)
+        for slot in self._slots:
+            _kill(slot)
+        self._slots.clear()
         self._idle.clear()
-        self._running.clear()
+        self._jobs.clear()
         if self._started:
             ray.shutdown()
 
     def process_ids(self) -> list[int]:
-        """Process numbers of the idle workers on whatever node they are."""
-        found: list[int] = ray.get([actor.ready.remote() for actor in self._idle])
-        return found
+        """Process numbers of the workers on whatever node they are."""
+        return [slot.pid for slot in self._slots]
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._idle:
+            slot, assignment = self._idle.pop(), self._waiting.pop(0)
+            news = dict(self._verdicts[slot.told :])
+            slot.told = len(self._verdicts)
+            ref = slot.actor.run.remote(assignment, news)
+            self._jobs[ref] = _Job(slot=slot, begun=monotonic(), assignment=assignment)
+
+    def _open(self, slot: _Slot) -> None:
+        """Have a worker open its models, or, when it has, show that its merges are what they were."""
+        slot.since_canary = 0
+        self._jobs[slot.actor.ready.remote(self._canary)] = _Job(slot=slot, begun=monotonic())
 
     def _collect(self, ref: Any) -> Outcome | None:
-        assignment, actor = self._running.pop(ref)
+        job = self._jobs.pop(ref)
         try:
-            outcome: Outcome = ray.get(ref)
-        except RayActorError as e:
-            return self._replace(assignment, e)
-        self._idle.append(actor)
-        self._deaths = 0
+            answer = ray.get(ref)
+        except RayTaskError as e:
+            return self._broken(job, e)
+        except RayError as e:
+            return self._replace(job, _first_line(e))
+        if job.assignment is None:
+            self._greet(job.slot, answer)
+            return None
+        return self._take(job, answer)
+
+    def _take(self, job: _Job, outcome: Outcome) -> Outcome:
+        """An outcome from a worker that lives."""
+        assert job.assignment is not None
+        slot = job.slot
+        if isinstance(outcome, Failed) and outcome.traceback:
+            slot.faults.add(outcome.number)
+        else:
+            slot.faults.clear()
+            self._deadlines.saw(outcome.split, monotonic() - job.begun)
+        if isinstance(outcome, Measured):
+            self._verdicts.extend(outcome.verdicts.items())
+        slot.since_canary += 1
+        if len(slot.faults) >= _FAULTS:
+            self._retire(slot, f"{_FAULTS} trials in a row failed on it, the last with: {_reason(outcome)}")
+        elif self._canary is not None and slot.since_canary >= self._canary_every:
+            self._open(slot)
+        else:
+            self._idle.append(slot)
         return outcome
 
-    def _replace(self, assignment: Assignment, error: RayActorError) -> Outcome | None:
+    def _broken(self, job: _Job, error: RayTaskError) -> Outcome | None:
+        """An error that no trial should raise. The worker lives, but nobody knows in which state: a new one."""
+        if job.assignment is None:
+            return self._replace(job, _first_line(error.cause))
+        failed = Failed(
+            number=job.assignment.number,
+            recipe=job.assignment.recipe,
+            split=job.assignment.split,
+            reason=f"{type(error.cause).__name__}: {_first_line(error.cause)}",
+            traceback=str(error),
+            worker=str(job.slot),
+        )
+        self._renew(job.slot, failed.number, failed.reason)
+        return failed
+
+    def _replace(self, job: _Job, reason: str) -> Outcome | None:
         """A new worker for a dead one, and its assignment again, or a failure where it killed too many."""
-        self._deaths += 1
-        if self._deaths > 3 * self._count:
-            raise PoolError(f"{self._deaths} workers died in a row, the last with: {_first_line(error)}") from error
-        self._idle.append(self._actor.remote(self._setup))
+        assignment = job.assignment
+        self._renew(job.slot, object() if assignment is None else assignment.number, reason)
+        if assignment is None:
+            return None
         key = (assignment.number, assignment.split)
-        self._attempts[key] = self._attempts.get(key, 0) + 1
+        self._attempts[key] += 1
         if self._attempts[key] > _RETRIES:
-            reason = f"its worker died {self._attempts[key]} times: {_first_line(error)}"
+            reason = f"its worker died {self._attempts[key]} times: {reason}"
             return Failed(number=assignment.number, recipe=assignment.recipe, split=assignment.split, reason=reason)
-        _log.warning("trial %d: its worker died, handed out again (%s)", assignment.number, _first_line(error))
-        self.submit(assignment)
+        _log.warning("its worker died, handed out again (%s)", reason, extra={"trial": assignment.number})
+        self._waiting.insert(0, assignment)
         return None
+
+    def _renew(self, slot: _Slot, fault: object, reason: str) -> None:
+        """Another actor in this place, or none where too many have failed there."""
+        slot.faults.add(fault)
+        if len(slot.faults) >= _FAULTS:
+            self._retire(slot, f"it failed {_FAULTS} times in a row, the last with: {reason}")
+            return
+        _kill(slot)
+        slot.actor, slot.told = self._actor.remote(self._setup), 0
+        self._open(slot)
+
+    def _retire(self, slot: _Slot, reason: str) -> None:
+        """Do without this place from now on."""
+        self._retired = f"the worker {slot} is retired: {reason}"
+        _log.error(self._retired)
+        _kill(slot)
+        self._slots.remove(slot)
+
+    def _require_workers(self) -> None:
+        if not self._slots:
+            raise PoolError(f"at least one worker must be left, but none is; {self._retired}")
+
+    def _greet(self, slot: _Slot, contact: "_Contact") -> None:
+        """A worker that has opened its models: idle, where its canary is what the others' was."""
+        slot.node, slot.pid = contact.node, contact.pid
+        if self._reference is None:
+            self._reference = contact.canary
+        difference = contact.canary.differs_from(self._reference) if contact.canary and self._reference else None
+        if difference:
+            self._retire(slot, f"its merges cannot be reproduced: {difference}")
+        else:
+            self._idle.append(slot)
+
+    def _seconds_left(self) -> float:
+        now = monotonic()
+        return max(min(self._deadline(job) - now for job in self._jobs.values()), 0.0)
+
+    def _overdue(self) -> list[Any]:
+        now = monotonic()
+        return [ref for ref, job in self._jobs.items() if self._deadline(job) <= now]
+
+    def _deadline(self, job: _Job) -> float:
+        return job.begun + self._deadlines.seconds(job.assignment.split if job.assignment else "opening")
+
+    def _give_up(self, ref: Any) -> Outcome | None:
+        job = self._jobs.pop(ref)
+        return self._replace(job, f"no answer from {job.slot} after {monotonic() - job.begun:.0f} s")
 
     def _first_contact(self) -> None:
         """Wait until every worker has opened its models: what is wrong with the input shows here, before a trial."""
+        refs = [slot.actor.ready.remote(self._canary) for slot in self._slots]
+        while ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE_SECONDS)[1]:
+            free: Any = ray.available_resources  # without types of its own
+            _log.warning("waiting for workers; of Ray's resources free now: %s", free())
         try:
-            self.process_ids()
+            contacts = ray.get(refs)
         except RayError as e:
             self.close()
             cause = e.cause if isinstance(e, RayTaskError) else e
             if isinstance(cause, InputError):
                 raise cause from e
             raise PoolError(f"the workers must start, but the first error was: {_first_line(e)}") from e
+        found = [c.canary for c in contacts if c.canary is not None]
+        if found:
+            # What most of them say: one broken worker among several must not make the others look broken.
+            self._reference = Counter(found).most_common(1)[0][0]
+        for slot, contact in list(zip(self._slots, contacts, strict=True)):
+            self._greet(slot, contact)
+        self._require_workers()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contact:
+    """Where a worker is, and what its canary said."""
+
+    node: str
+    pid: int
+    canary: Canary | None
 
 
 class _Actor:
@@ -132,18 +316,40 @@ class _Actor:
             self._worker = Worker(self._setup)
         return self._worker
 
-    def ready(self) -> int:
-        self.open()
-        return os.getpid()
+    def ready(self, canary: Recipe | None) -> _Contact:
+        worker = self.open()
+        return _Contact(
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            canary=None if canary is None else worker.canary(canary),
+        )
 
-    def run(self, assignment: Assignment) -> Outcome:
-        return self.open().run(assignment)
+    def run(self, assignment: Assignment, verdicts: Mapping[str, Mapping[str, Any]]) -> Outcome:
+        """Verdicts are those that judges have given other workers since this one ran last."""
+        worker = self.open()
+        worker.learn(verdicts)
+        return worker.run(assignment)
+
+
+def _kill(slot: _Slot) -> None:
+    """End an actor; a process of this machine also where it is stopped and answers nobody."""
+    ray.kill(slot.actor)
+    if slot.pid and slot.node == socket.gethostname():
+        with suppress(ProcessLookupError):
+            os.kill(slot.pid, signal.SIGKILL)
+    slot.pid = 0
+
+
+def _reason(outcome: Outcome) -> str:
+    return outcome.reason if isinstance(outcome, Failed) else ""
 
 
 def _start(address: str | None, cpus: int) -> bool:
     """Connect to a cluster, or start Ray here with as many CPUs as the workers ask for; whether it was started."""
     # Ray reports usage to its makers by default; a study's machine has no business with that.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray starts its workers at niceness 15: on a machine that does anything else they would get next to nothing.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if ray.is_initialized():
         return False
     if address is not None:
@@ -151,7 +357,8 @@ def _start(address: str | None, cpus: int) -> bool:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
-            ray.init(num_cpus=max(cpus, 1), include_dashboard=False, **options)
+            # Without "local" Ray would join whatever cluster somebody else has started on this machine.
+            ray.init(address="local", num_cpus=max(cpus, 1), include_dashboard=False, **options)
         else:
             ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as e:

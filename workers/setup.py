@@ -4,19 +4,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from search_spaces.errors import InputError
 from storage.checkpoints import Source
+from workers.lm_eval_suites import LmEval
+from workers.racing import Rules
 from workers.scorers import make_scorer
 from workers.scores import Across
 from workers.sheet import Objective, Suite
-from workers.suites import SuiteFiles, choose, read_splits
+from workers.suites import SuiteFiles, choose, read_splits, split_items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuitePlan:
-    """A suite's files, its scorer by name, and at most how many items of the search split are asked."""
+    """A suite's files, its scorer by name, and at most how many items of the search split are asked.
+
+    A task of lm-evaluation-harness has no files: its documents are the items.
+    """
 
     key: str
-    files: SuiteFiles
+    files: SuiteFiles | None
     scorer: str
     options: Mapping[str, Any] = field(default_factory=dict)
     items: int | None = None
@@ -24,7 +30,12 @@ class SuitePlan:
     def load(self) -> dict[str, Suite]:
         """The suite of each split; raises InputError for files that are missing, broken or overlapping."""
         scorer = make_scorer(self.scorer, self.options)
-        splits = read_splits(self.files)
+        if isinstance(scorer, LmEval):
+            splits = split_items(scorer.items(), scorer.title)
+        elif self.files is not None:
+            splits = read_splits(self.files)
+        else:
+            raise InputError(f"a suite must have a path, but {self.key} has none.")
         splits["search"] = choose(splits["search"], self.items)
         return {split: Suite(key=self.key, scorer=scorer, items=tuple(items)) for split, items in splits.items()}
 
@@ -37,12 +48,20 @@ class ObjectivePlan:
     suites: tuple[SuitePlan, ...]
     across: Across = "mean"
     watched: bool = False
+    at_least: float | None = None
+    at_most: float | None = None
 
     def load(self) -> dict[str, Objective]:
         """The objective on each split."""
         loaded = [plan.load() for plan in self.suites]
         return {
-            split: Objective(name=self.name, suites=tuple(suite[split] for suite in loaded), across=self.across)
+            split: Objective(
+                name=self.name,
+                suites=tuple(suite[split] for suite in loaded),
+                across=self.across,
+                at_least=self.at_least,
+                at_most=self.at_most,
+            )
             for split in loaded[0]
         }
 
@@ -55,6 +74,8 @@ class Setup:
         sources: base, checkpoints and references, in the order in which sums run. base: the base's name.
         dtype: of the live weights. device: ``cpu``, ``cuda`` or ``auto``. threads: torch threads of one worker.
         seed: the study's, from which the masks of DARE and DELLA are drawn.
+        verdicts: what judges have said already, by the digest of what they were asked.
+        racing: how trials race on the search split; None where each answers all its items.
     """
 
     sources: tuple[Source, ...]
@@ -64,3 +85,5 @@ class Setup:
     device: str = "auto"
     threads: int = 1
     seed: int = 0
+    verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    racing: Rules | None = None

@@ -1,7 +1,7 @@
 """Suites: files of items, one JSON object a line, and the three disjoint splits of each."""
 
 import hashlib
-import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +11,16 @@ from typing import Any
 
 from search_spaces.errors import InputError
 from storage.records import SPLITS
+from storage.strict_json import JsonError, parse
 
 Prompt = str | tuple[Mapping[str, str], ...]
 
 _KEYS = {"id", "prompt", "lang", "target", "choices", "gold", "label", "group", "meta"}
+MOST_LINE_BYTES = 8 << 20
+"""Of one line of a suite: room for a prompt of some two million tokens."""
+
+_MOST_NAME = 500
+_SHOWN = 200
 _SHARES = (0.5, 0.75, 1.0)
 """Where search, validation and report end on the unit interval that a single file is split on."""
 
@@ -67,7 +73,7 @@ def read_splits(files: SuiteFiles) -> dict[str, list[Item]]:
     """The items of each split. A single file is split by a hash of ``group``, else ``id``; a file of its own takes
     its split whole, and what would have fallen into that split stays with the search.
 
-    Raises: InputError where an id or a group stands in two splits, or a split is empty.
+    Raises: InputError where an id, a group or one question under two ids stands in two splits, or a split is empty.
     """
     own = {"validation": files.validation, "report": files.report}
     splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
@@ -81,6 +87,19 @@ def read_splits(files: SuiteFiles) -> dict[str, list[Item]]:
     for split, items in splits.items():
         if not items:
             raise InputError(f"every split must have items, but {split} of {files.path} has none.")
+    return splits
+
+
+def split_items(items: Sequence[Item], source: str) -> dict[str, list[Item]]:
+    """Items that come from no file of ours, split as a single file is.
+
+    Raises: InputError naming the ``source`` where one question stands in two splits, or a split is empty.
+    """
+    splits = {split: [item for item in items if split_of(item) == split] for split in SPLITS}
+    _check_disjoint(splits, SuiteFiles(path=Path(source)))
+    for split, found in splits.items():
+        if not found:
+            raise InputError(f"every split must have items, but {split} of {source} has none.")
     return splits
 
 
@@ -109,31 +128,40 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers; no more than one line is held at a time."""
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MOST_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MOST_LINE_BYTES:
+                    raise InputError(
+                        f"{path}, line {number}: an item must have at most {MOST_LINE_BYTES:,} bytes, but has more."
+                    )
                 if line.strip():
                     yield number, line
     except OSError as e:
         raise InputError(f"a suite must be a file that opens, but {path} is not: {e.strerror}.") from e
-    except UnicodeDecodeError as e:
-        raise InputError(f"a suite must be UTF-8, but {path} is not: {e}.") from e
 
 
-def _item(line: str, place: str) -> Item:
+def _item(line: bytes, place: str) -> Item:
     try:
-        document = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as e:
+        document = parse(line)
+    except JsonError as e:
         raise InputError(f"{place}: an item must be one JSON object, but the line does not parse: {e}.") from e
     if not isinstance(document, dict):
         raise InputError(f"{place}: an item must be one JSON object, but got a {type(document).__name__}.")
     unknown = sorted(set(document) - _KEYS)
     if unknown:
-        raise InputError(f"{place}: an item's keys must be {', '.join(sorted(_KEYS))}, but got {', '.join(unknown)}.")
+        raise InputError(
+            f"{place}: an item's keys must be {', '.join(sorted(_KEYS))}, but got {_cut(', '.join(unknown))}."
+        )
     for key in ("id", "lang"):
         if not isinstance(document.get(key), str) or not document[key]:
-            raise InputError(f"{place}: {key} must be a text that is not empty, but got {document.get(key)!r}.")
+            raise InputError(f"{place}: {key} must be a text that is not empty, but got {_shown(document.get(key))}.")
+    for key in ("id", "lang", "label", "group"):
+        _check_name(document.get(key), key, place)
     return Item(
         id=document["id"],
         prompt=_prompt(document.get("prompt"), place),
@@ -147,10 +175,26 @@ def _item(line: str, place: str) -> Item:
     )
 
 
+def _check_name(value: object, key: str, place: str) -> None:
+    """Ids, languages, labels and groups go into the database, tables and reports: one printable line, not too long."""
+    if isinstance(value, str) and not (value.isprintable() and len(value) <= _MOST_NAME):
+        raise InputError(
+            f"{place}: {key} must be printable and of at most {_MOST_NAME} characters, but got {_shown(value)}."
+        )
+
+
+def _shown(value: object) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
 def _optional(document: Mapping[str, Any], key: str, kind: type, place: str) -> Any:
     value = document.get(key)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise InputError(f"{place}: {key} must be a {kind.__name__}, but got {value!r}.")
+        raise InputError(f"{place}: {key} must be a {kind.__name__}, but got {_shown(value)}.")
     return value
 
 
@@ -159,7 +203,9 @@ def _prompt(value: Any, place: str) -> Prompt:
         return value
     if isinstance(value, list) and value and all(_is_message(m) for m in value):
         return tuple({"role": m["role"], "content": m["content"]} for m in value)
-    raise InputError(f"{place}: prompt must be a text or a list of {{role, content}} messages, but got {value!r}.")
+    raise InputError(
+        f"{place}: prompt must be a text or a list of {{role, content}} messages, but got {_shown(value)}."
+    )
 
 
 def _is_message(value: Any) -> bool:
@@ -173,7 +219,7 @@ def _is_message(value: Any) -> bool:
 def _choices(document: Mapping[str, Any], place: str) -> tuple[str, ...]:
     choices = _optional(document, "choices", list, place) or []
     if not all(isinstance(c, str) and c for c in choices) or len(choices) == 1:
-        raise InputError(f"{place}: choices must be two or more texts, but got {choices!r}.")
+        raise InputError(f"{place}: choices must be two or more texts, but got {_shown(choices)}.")
     return tuple(choices)
 
 
@@ -196,3 +242,24 @@ def _check_disjoint(splits: Mapping[str, Sequence[Item]], files: SuiteFiles) -> 
                         f"splits must be disjoint, but {kind} {value!r} of {files.path} stands in "
                         f"{owner[value]} and in {split}."
                     )
+    _check_prompts(splits, files)
+
+
+def _check_prompts(splits: Mapping[str, Sequence[Item]], files: SuiteFiles) -> None:
+    """One question under two ids is one question: what the search has seen must not be called fresh."""
+    first: dict[int, tuple[str, str]] = {}
+    for split, items in splits.items():
+        for item in items:
+            place, name = first.setdefault(_hash(normalised(item)), (split, item.id))
+            if place != split:
+                raise InputError(
+                    f"splits must be disjoint, but items {_cut(repr(name))} ({place}) and {_cut(repr(item.id))} "
+                    f"({split}) of {files.path} ask the same; in one file, one group keeps both in one split."
+                )
+
+
+def normalised(item: Item) -> str:
+    """What an item asks, its choices included: Unicode NFKC, case folded, white space as single blanks."""
+    messages = (item.prompt,) if isinstance(item.prompt, str) else tuple(m["content"] for m in item.prompt)
+    text = "\x1f".join((*messages, *sorted(item.choices)))
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

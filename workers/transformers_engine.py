@@ -1,24 +1,34 @@
-"""The transformers engine: any causal language model of the library, on CPU and CUDA."""
+"""The transformers engine: any causal or vision-language model of the library, asked with text, on CPU and CUDA."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import exp, inf
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from workers.engine import Request
 from workers.errors import EngineError
 from workers.layouts import as_stored
+from workers.model_classes import auto_class
 from workers.questions import Generated, LogLikelihood
 
 _BATCH_TOKENS: Final = {"cpu": 4096, "cuda": 32768}
+_LEAST_BATCH_TOKENS: Final = 64
 _BATCH_ROWS: Final = 256
+_log = logging.getLogger(__name__)
+_Requests = tuple[Request, ...]
+_Answers = TypeVar("_Answers")
+_LOOK: Final = 4
+"""Steps between two looks for stop strings: a look costs a decoding on the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +36,15 @@ class _Batch:
     """Requests of similar length, padded on the left so that all of them end in the last column.
 
     ``rows`` says which requests these are; without padding ``mask`` and ``positions`` are None, which lets the model
-    take its fastest attention.
+    take its fastest attention. Where requests differ in nothing but their last token, as letters of choices do, the
+    model reads what they share once, and ``sources`` says in which row each request finds its answer.
     """
 
     rows: tuple[int, ...]
     tokens: Tensor
     mask: Tensor | None
     positions: Tensor | None
+    sources: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +62,19 @@ class TransformersEngine:
     Args:
         path: directory of the base model. dtype: type of the live weights. device: ``cpu`` or ``cuda[:n]``.
         tokenizer: the base's; its end-of-sequence tokens and those of the generation config end a turn.
+        trust_remote_code: whether Python files in the directory may run.
     """
 
-    def __init__(self, path: Path, tokenizer: PreTrainedTokenizerBase, *, dtype: str, device: str) -> None:
-        self._model = _load(path, dtype).to(device)
+    def __init__(
+        self,
+        path: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: str,
+        device: str,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._model = _load(path, dtype, trust_remote_code).to(device)
         self._model.eval().requires_grad_(False)
         self._device = torch.device(device)
         self._tokenizer = tokenizer
@@ -62,6 +83,7 @@ class TransformersEngine:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
         # Keyed by identity: the tuple itself is kept beside its batches, so that its id stays taken.
         self._prepared: dict[int, tuple[tuple[Request, ...], list[Any]]] = {}
+        self._batch_tokens = _BATCH_TOKENS[self._device.type]
         self.forward_seconds = 0.0
         """Wall seconds spent so far in forward passes and in reading their logits."""
 
@@ -72,45 +94,81 @@ class TransformersEngine:
     @property
     def context(self) -> int:
         """Tokens that the model can attend to."""
-        return int(getattr(self._model.config, "max_position_embeddings", None) or 1 << 30)
+        config = self._model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
-    @torch.inference_mode()
     def loglikelihood(self, requests: tuple[Request, ...]) -> Sequence[LogLikelihood]:
         """One prefill for each batch of similar length."""
+        return self._within_memory(self._loglikelihood, requests)
+
+    def generate(self, requests: tuple[Request, ...]) -> Sequence[Generated]:
+        """Greedy decoding with a key-value cache; a batch stops when each of its rows has ended."""
+        return self._within_memory(self._generate, requests)
+
+    def _within_memory(self, answer: Callable[[_Requests], _Answers], requests: _Requests) -> _Answers:
+        """The answers; where memory runs out, with half as many tokens a batch from then on."""
+        while True:
+            try:
+                return answer(requests)
+            except (RuntimeError, MemoryError) as e:
+                if not _is_out_of_memory(e) or self._batch_tokens <= _LEAST_BATCH_TOKENS:
+                    raise
+                self._batch_tokens //= 2
+                _log.warning("memory ran out: batches have at most %d tokens from now on", self._batch_tokens)
+            self._prepared.clear()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _loglikelihood(self, requests: tuple[Request, ...]) -> Sequence[LogLikelihood]:
         answers: list[LogLikelihood | None] = [None] * len(requests)
+        spread = _Spread()
         for batch, targets in self._batches(requests):
             with self._timed():
                 logits = self._forward(batch, logits_to_keep=targets.tokens.shape[1]).logits
-                totals, greedy = _against(logits, targets, self._end)
+                logits = logits if batch.sources is None else logits[batch.sources]
+                totals, greedy = _against(logits, targets, self._end, spread)
             for row, total, right, count in zip(
                 batch.rows, totals, greedy, targets.counts.sum(1).tolist(), strict=True
             ):
                 answers[row] = LogLikelihood(total=total, tokens=count, greedy=right)
+        spread.require(requests)
         return [a for a in answers if a is not None]
 
     @torch.inference_mode()
-    def generate(self, requests: tuple[Request, ...]) -> Sequence[Generated]:
-        """Greedy decoding with a key-value cache; a batch stops when each of its rows has ended."""
+    def _generate(self, requests: tuple[Request, ...]) -> Sequence[Generated]:
         answers: list[Generated | None] = [None] * len(requests)
+        spread = _Spread()
         for batch, _ in self._batches(requests):
-            limits = [requests[row].max_new_tokens for row in batch.rows]
+            asked = [requests[row] for row in batch.rows]
             with self._timed():
-                written = self._decode(batch, max(limits))
-            for row, tokens, limit in zip(batch.rows, written, limits, strict=True):
-                answers[row] = self._generated(tokens[:limit])
+                written, likely = self._decode(batch, asked, spread)
+            for row, tokens, logs, request in zip(batch.rows, written, likely, asked, strict=True):
+                most = request.max_new_tokens
+                answers[row] = self._generated(tokens[:most], logs[:most], request.stop)
+        spread.require(requests)
         return [a for a in answers if a is not None]
 
-    def _decode(self, batch: _Batch, steps: int) -> list[list[int]]:
+    def _decode(
+        self, batch: _Batch, asked: Sequence[Request], spread: "_Spread"
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """The tokens of each row, and the log-probability that each of them was given."""
+        steps, stopping = max(r.max_new_tokens for r in asked), any(r.stop for r in asked)
         output = self._forward(batch, logits_to_keep=1, use_cache=True)
         mask, positions = batch.mask, batch.positions
         columns: list[Tensor] = []
-        highest: list[Tensor] = []
+        likely: list[Tensor] = []
         done = torch.zeros(len(batch.rows), dtype=torch.bool, device=self._device)
         for step in range(steps):
-            top = output.logits[:, -1].max(-1)
+            logits = output.logits[:, -1].float()
+            top, normaliser = logits.max(-1), logits.logsumexp(-1)
             columns.append(top.indices)
-            highest.append(top.values)
+            likely.append(top.values - normaliser)
+            if step == 0:
+                spread.see(normaliser)
             done |= torch.isin(top.indices, self._end)
+            if stopping and (step + 1) % _LOOK == 0:
+                done |= self._stopped(torch.stack(columns, 1).tolist(), asked, done.tolist())
             if step + 1 == steps or bool(done.all()):
                 break
             if mask is not None and positions is not None:
@@ -118,14 +176,38 @@ class TransformersEngine:
                 positions = positions[:, -1:] + 1
             ahead = _Batch(batch.rows, top.indices[:, None], mask, positions)
             output = self._forward(ahead, logits_to_keep=1, use_cache=True, past_key_values=output.past_key_values)
-        _require_finite(torch.stack(highest))
-        written: list[list[int]] = torch.stack(columns, 1).tolist()
-        return written
+        logs = torch.stack(likely, 1)
+        _require_finite(logs)
+        return torch.stack(columns, 1).tolist(), logs.tolist()
 
-    def _generated(self, tokens: list[int]) -> Generated:
+    def _stopped(self, written: Sequence[list[int]], asked: Sequence[Request], done: Sequence[bool]) -> Tensor:
+        """Which rows have written a stop string, of those that are not done."""
+        found = [
+            not over and self._has_stop(tokens, request.stop)
+            for tokens, request, over in zip(written, asked, done, strict=True)
+        ]
+        return torch.tensor(found, device=self._device)
+
+    def _has_stop(self, tokens: list[int], stop: Sequence[str]) -> bool:
+        """Whether the text has a stop string. The last tokens alone may read otherwise than within the text, so the
+        whole has the last word; four tokens a character are those of a tokenizer that falls back to bytes.
+        """
+        last = tokens[-(_LOOK + 4 * max(map(len, stop), default=0)) :]
+        return any(s in self._text(last) for s in stop) and any(s in self._text(tokens) for s in stop)
+
+    def _generated(self, tokens: list[int], logs: list[float], stop: Sequence[str]) -> Generated:
         end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        return Generated(text=str(text), truncated=end is None)
+        text = self._text(tokens[:end])
+        stops = [place for place in map(text.find, stop) if place >= 0]
+        written = logs if end is None else logs[: end + 1]
+        return Generated(
+            text=text[: min(stops, default=None)],
+            truncated=end is None and not stops,
+            confidence=None if stops else exp(fmean(written)),
+        )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _forward(self, batch: _Batch, **options: Any) -> Any:
         options.setdefault("use_cache", False)
@@ -138,6 +220,10 @@ class TransformersEngine:
         yield
         self.forward_seconds += perf_counter() - started
 
+    def forget(self, requests: tuple[Request, ...]) -> None:
+        """Let go of what was prepared for requests that will not come again."""
+        self._prepared.pop(id(requests), None)
+
     def _batches(self, requests: tuple[Request, ...]) -> list[Any]:
         known = self._prepared.get(id(requests))
         if known is None:
@@ -147,12 +233,22 @@ class TransformersEngine:
 
     def _prepare(self, requests: tuple[Request, ...]) -> Iterator[tuple[_Batch, _Targets | None]]:
         tokens = [_fed(r, min(self._ends, default=0)) for r in requests]
-        limit = _BATCH_TOKENS[self._device.type]
         order = sorted(range(len(requests)), key=lambda i: (len(tokens[i]), i))
-        for rows in _in_batches(order, [max(len(t), r.length) for t, r in zip(tokens, requests, strict=True)], limit):
-            batch = self._batch(rows, [tokens[row] for row in rows])
+        lengths = [max(len(t), r.length) for t, r in zip(tokens, requests, strict=True)]
+        for rows in _in_batches(order, lengths, self._batch_tokens):
             chosen = [requests[row] for row in rows]
-            yield batch, self._targets(chosen) if chosen[0].continuation else None
+            if chosen[0].continuation:
+                yield self._shared([tuple(tokens[row]) for row in rows], rows), self._targets(chosen)
+            else:
+                yield self._batch(rows, [tokens[row] for row in rows]), None
+
+    def _shared(self, tokens: Sequence[tuple[int, ...]], rows: Sequence[int]) -> _Batch:
+        """A batch in which nothing stands twice."""
+        places = {fed: place for place, fed in enumerate(dict.fromkeys(tokens))}
+        batch = self._batch(rows, list(places))
+        if len(places) == len(rows):
+            return batch
+        return replace(batch, sources=torch.tensor([places[fed] for fed in tokens], device=self._device))
 
     def _batch(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> _Batch:
         width = max(map(len, tokens))
@@ -174,11 +270,11 @@ class TransformersEngine:
         )
 
 
-def empty_weights(path: Path, dtype: str) -> Mapping[str, Tensor]:
+def empty_weights(path: Path, dtype: str, *, trust_remote_code: bool = False) -> Mapping[str, Tensor]:
     """Names, shapes and types of the weights that an engine on this model has, without any memory for them."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+        model = auto_class(config).from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
     return _untied(model)
 
 
@@ -189,14 +285,19 @@ def _untied(model: Any) -> dict[str, Tensor]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor.detach()
-    return as_stored(found, model.config.model_type)
+    return as_stored(found, model)
 
 
-def _load(path: Path, dtype: str) -> Any:
+def _load(path: Path, dtype: str, trust_remote_code: bool) -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+    return auto_class(config).from_pretrained(
+        path,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
     )
 
 
@@ -204,6 +305,11 @@ def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return frozenset(t for t in [*ends, tokenizer.eos_token_id] if t is not None)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """On a CPU torch says so in words only."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _fed(request: Request, ending: int) -> list[int]:
@@ -228,12 +334,32 @@ def _in_batches(order: Sequence[int], lengths: Sequence[int], limit: int) -> Ite
         yield rows
 
 
-def _against(logits: Tensor, targets: _Targets, end: Tensor) -> tuple[list[float], list[bool]]:
+class _Spread:
+    """Whether logits depend on what is asked. Of each place only the normaliser is looked at, which no two places of
+    a model that reads its prompt share to the last bit.
+    """
+
+    def __init__(self) -> None:
+        self._low, self._high = inf, -inf
+
+    def see(self, normalisers: Tensor) -> None:
+        """Take in the normalisers of some places, any shape; raises EngineError where one is not finite."""
+        _require_finite(normalisers)
+        low, high = torch.stack(torch.aminmax(normalisers)).tolist()
+        self._low, self._high = min(self._low, low), max(self._high, high)
+
+    def require(self, requests: _Requests) -> None:
+        """Raises EngineError where different prompts have all got the same logits."""
+        if self._low == self._high and len({r.prompt for r in requests}) > 1:
+            raise EngineError("logits must depend on the prompt, but the merge gives the same ones to every prompt.")
+
+
+def _against(logits: Tensor, targets: _Targets, end: Tensor, spread: _Spread) -> tuple[list[float], list[bool]]:
     """Log-probability in total and whether every choice was greedy, for (rows, width, vocabulary) logits."""
     logits = logits.float()
     picked = logits.gather(-1, targets.tokens[..., None])[..., 0]
     normaliser = logits.logsumexp(-1)
-    _require_finite(normaliser)
+    spread.see(normaliser[targets.counts])
     best = logits.argmax(-1)
     right = torch.where(targets.ends, torch.isin(best, end), best == targets.tokens)
     totals = ((picked - normaliser) * targets.counts).sum(1)

@@ -3,20 +3,31 @@
 import os
 import platform
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
+from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
 from storage.records import Assignment, Failed, Measured, Outcome
+from workers.canary import Canary, canary_of
+from workers.engine import Request
 from workers.errors import TrialError
+from workers.marks import open_all
 from workers.merger import Merger
-from workers.prompts import load_tokenizer
+from workers.placement import placed
+from workers.prompts import load_tokenizer, to_request
+from workers.questions import Generation
+from workers.racing import lay_rungs
+from workers.referee import Referee
+from workers.second_stage import SecondStage, Verdict
 from workers.setup import Setup
-from workers.sheet import Sheet
+from workers.sheet import Asked, Objective, Sheet
 from workers.transformers_engine import TransformersEngine
+
+_CANARY_ITEMS = 4
+"""Prompts of each suite that a canary asks."""
 
 
 class Worker:
@@ -29,15 +40,32 @@ class Worker:
         base = checkpoints[setup.base]
         self.name = f"{platform.node()}:{os.getpid()}"
         self._setup = setup
-        self._tokenizer = load_tokenizer(base.path)
+        self._tokenizer = load_tokenizer(base.path, trust_remote_code=base.trust_remote_code)
         self._engine = TransformersEngine(
-            base.path, self._tokenizer, dtype=setup.dtype, device=pick_device(setup.device)
+            base.path,
+            self._tokenizer,
+            dtype=setup.dtype,
+            device=pick_device(setup.device),
+            trust_remote_code=base.trust_remote_code,
         )
         self._targets = self._engine.weights()
-        resident = {n: _resident(c.tensors, self._targets) for n, c in checkpoints.items()}
-        self._merger = Merger(resident, setup.base, seed=setup.seed)
         self._objectives = {plan.name: plan.load() for plan in setup.objectives}
+        self._stage = SecondStage(device=pick_device(setup.device), verdicts=setup.verdicts)
+        if self._stage.device != "cpu":  # what second models leave free decides where checkpoints lie
+            open_all([s.scorer for o in self._objectives.values() for s in o["search"].suites], self._stage)
+        sources = placed({name: checkpoint.tensors for name, checkpoint in checkpoints.items()}, self._targets)
+        self._merger = Merger(sources, setup.base, seed=setup.seed)
         self._sheets: dict[str, Sheet] = {}
+        self._song = self._canary_requests()
+
+    def canary(self, recipe: Recipe) -> Canary:
+        """What this worker makes of a recipe: the same every time, and the same as every other worker's."""
+        digest = self._merger.merge_into(recipe, self._targets)
+        return canary_of(digest, self._engine, self._song)
+
+    def learn(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Know what judges have said to other workers."""
+        self._stage.learn(verdicts)
 
     def run(self, assignment: Assignment) -> Outcome:
         """Measure one recipe. The one place where an exception becomes a failed trial."""
@@ -59,7 +87,7 @@ class Worker:
         ready = perf_counter()
         digest = self._merger.merge_into(assignment.recipe, self._targets)
         merged = perf_counter()
-        result = sheet.ask(self._engine)
+        result = sheet.ask(self._engine, self._referee(assignment))
         return Measured(
             number=assignment.number,
             recipe=assignment.recipe,
@@ -67,6 +95,8 @@ class Worker:
             scores=result.scores,
             breakdown=result.breakdown,
             marks=result.marks,
+            verdicts=self._stage.new_verdicts(),
+            stopped=result.stopped,
             digest=digest,
             seconds={
                 "prepare": ready - started,
@@ -77,20 +107,35 @@ class Worker:
             worker=self.name,
         )
 
+    def _canary_requests(self) -> tuple[Request, ...]:
+        """A few prompts of every suite; how likely each is, given its first token."""
+        suites = [suite for objective in self._objectives.values() for suite in objective["search"].suites]
+        questions = [Generation(prompt=i.prompt, max_new_tokens=1) for s in suites for i in s.items[:_CANARY_ITEMS]]
+        prompts = [to_request(self._tokenizer, question).prompt for question in questions]
+        fitting = [p for p in prompts if 1 < len(p) <= self._engine.context]
+        return tuple(Request(prompt=p[:1], continuation=p[1:]) for p in fitting)
+
     def _sheet(self, split: str) -> Sheet:
         if split not in self._sheets:
             asked = [plan.name for plan in self._setup.objectives if split != "search" or not plan.watched]
             objectives = [self._objectives[name][split] for name in asked]
-            self._sheets[split] = Sheet(objectives, self._tokenizer, self._engine.context)
+            self._sheets[split] = Sheet(
+                objectives, self._tokenizer, self._engine.context, self._rungs(split, objectives), self._stage
+            )
         return self._sheets[split]
+
+    def _rungs(self, split: str, objectives: Sequence[Objective]) -> Sequence[Asked]:
+        """Only the search races; who is not raced there meets the same rungs, and so the same batches."""
+        if self._setup.racing is None or split != "search":
+            return ()
+        return lay_rungs({suite.key: suite.items for o in objectives for suite in o.suites}, self._setup.racing)
+
+    def _referee(self, assignment: Assignment) -> Referee | None:
+        if assignment.rivals is None or self._setup.racing is None or assignment.split != "search":
+            return None
+        return Referee(self._sheet("search"), assignment.rivals, self._setup.racing)
 
 
 def pick_device(wanted: str) -> str:
     """``auto`` is CUDA where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-
-
-def _resident(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors where the targets live: mapped files on CPU, copied once to a GPU."""
-    device = next(iter(targets.values())).device
-    return tensors if device.type == "cpu" else {n: t.to(device) for n, t in tensors.items() if n in targets}

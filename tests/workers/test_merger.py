@@ -12,7 +12,7 @@ from search_spaces.groups import Groups
 from search_spaces.methods import CATALOGUE, METHODS
 from search_spaces.recipe import Recipe, only
 from workers.errors import MergeError
-from workers.merger import Merger, merge_digest
+from workers.merger import Merger, is_finite, merge_digest
 
 laws = settings(max_examples=15, deadline=None)
 NAMES = ("a", "b", "c")
@@ -65,6 +65,18 @@ def test_live_weights_and_new_ones_are_the_same_and_nothing_is_left_of_the_last_
     assert {name: t.data_ptr() for name, t in targets.items()} == places
     fresh = dict(Merger(family(), "base", seed=3).merged(recipe(method), targets))
     assert merge_digest(fresh) == digest == merge_digest(targets)
+
+
+def test_two_buffers_that_take_turns_hold_the_same_tensors() -> None:
+    merger, like = Merger(family(), "base"), checkpoint(0)
+    expected = dict(merger.merged(recipe("ties"), like))
+    places: tuple[set[int], set[int]] = set(), set()
+    for i, (name, tensor) in enumerate(merger.merged(recipe("ties"), like, reuse=True)):
+        assert same({name: tensor}, {name: expected[name]})
+        if tensor.numel():
+            places[i % 2].add(tensor.data_ptr())
+    assert len(places[0]) == len(places[1]) == 1
+    assert places[0] != places[1]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -138,3 +150,22 @@ def test_errors_name_the_tensor_and_the_checkpoint() -> None:
         dict(Merger(family(), "base").merged(only("nobody"), checkpoint(0)))
     with pytest.raises(MergeError, match="the method must be one of"):
         dict(Merger(family(), "base").merged(Recipe(method="magic", weights={"a": (1.0,)}), checkpoint(0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@laws
+@given(place=st.integers(0, 3999), bad=st.sampled_from([float("nan"), float("inf"), -float("inf")]))
+def test_one_element_that_is_not_finite_is_found(dtype: torch.dtype, place: int, bad: float) -> None:
+    tensor = torch.randn(40, 100).to(dtype)
+    assert is_finite(tensor)
+    tensor.view(-1)[place] = bad
+    assert not is_finite(tensor)
+    tensor.view(-1)[place - 1] = -bad
+    assert not is_finite(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_finite_numbers_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None:
+    assert is_finite(torch.full((4, 300), torch.finfo(dtype).max, dtype=dtype))
+    assert is_finite(torch.empty(0, 3, dtype=dtype))
+    assert is_finite(torch.arange(5))

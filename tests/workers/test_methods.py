@@ -356,6 +356,12 @@ def test_a_tensor_without_direction_is_refused_unless_all_are_zero(method: str) 
     assert bits(merge(method, Inputs("t", zero, {"a": zero, "b": zero}), {"a": 0.5, "b": 0.5})) == bits(zero)
 
 
+def test_a_single_element_has_no_direction_and_gets_the_weighted_mean() -> None:
+    inputs = Inputs("t", torch.zeros(1), {"a": torch.tensor([2.0]), "b": torch.tensor([-2.0])})
+    assert merge("multislerp", inputs, {"a": 0.5, "b": 0.5}).item() == 0.0
+    assert merge("multislerp", inputs, {"a": 0.75, "b": 0.25}).item() == 1.0
+
+
 def test_directions_that_cancel_out_are_refused() -> None:
     one = torch.ones(5)
     with pytest.raises(MergeError, match="must not cancel out"):

@@ -14,7 +14,7 @@ def write(path: Path, *items: dict[str, Any]) -> Path:
 
 
 def item(number: int, **more: Any) -> dict[str, Any]:
-    return {"id": str(number), "prompt": "w1", "lang": "en"} | more
+    return {"id": str(number), "prompt": f"w{number}", "lang": "en"} | more
 
 
 def test_an_item_keeps_all_that_its_line_says(tmp_path: Path) -> None:
@@ -88,6 +88,33 @@ def test_an_item_in_two_splits_is_refused(tmp_path: Path, kind: str) -> None:
         report=write(tmp_path / "r.jsonl", item(3)),
     )
     with pytest.raises(InputError, match=f"splits must be disjoint, but {kind} .* stands in search and in validation"):
+        read_splits(files)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "same"),
+    [
+        ({"prompt": "How  do I\nbake?"}, {"prompt": "how do I bake? "}, True),
+        ({"prompt": "ｗｈｙ"}, {"prompt": "Why"}, True),
+        ({"prompt": [{"role": "user", "content": "Why"}]}, {"prompt": "why"}, True),
+        ({"prompt": "Why"}, {"prompt": "Why not"}, False),
+        ({"choices": ["a", "b"], "gold": 0}, {"choices": ["b", "A"], "gold": 1}, True),
+        ({"choices": ["a", "b"], "gold": 0}, {"choices": ["a", "c"], "gold": 1}, False),
+    ],
+)
+def test_one_question_under_two_ids_is_refused(
+    tmp_path: Path, mine: dict[str, Any], other: dict[str, Any], same: bool
+) -> None:
+    question = {"prompt": "which"}
+    files = SuiteFiles(
+        path=write(tmp_path / "s.jsonl", item(1) | question | mine),
+        validation=write(tmp_path / "v.jsonl", item(2)),
+        report=write(tmp_path / "r.jsonl", item(3) | question | other),
+    )
+    if not same:
+        assert len(read_splits(files)["report"]) == 1
+        return
+    with pytest.raises(InputError, match=r"disjoint, but items '1' \(search\) and '3' \(report\) of .* ask the same"):
         read_splits(files)
 
 

@@ -1,6 +1,7 @@
 """The engine against transformers itself, one request at a time and without padding."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +126,40 @@ def test_chat_prompts_get_the_template_and_plain_ones_a_space(models: Path) -> N
     plain = to_request(tokenizer, Continuation(prompt="w1", text="w2 w3"))
     assert tokenizer.convert_ids_to_tokens([*plain.prompt, *plain.continuation]) == ["w1", "w2", "w3"]
     assert to_request(tokenizer, Generation(prompt="w1", max_new_tokens=3)).max_new_tokens == 3
+
+
+def test_a_stop_string_cuts_what_is_generated_without_it(engine: TransformersEngine) -> None:
+    """For every word that some answer holds: what stands before its first place, and no word of it decoded in vain."""
+    prompts = [(i, j) for i in range(6, 30, 3) for j in (7, 20)]
+    plain = engine.generate(tuple(Request(prompt=p, max_new_tokens=12) for p in prompts))
+    words = sorted({word for answer in plain for word in answer.text.split()})
+    for word in words:
+        stopped = engine.generate(tuple(Request(prompt=p, max_new_tokens=12, stop=("nowhere", word)) for p in prompts))
+        for whole, cut in zip(plain, stopped, strict=True):
+            before, found, _ = whole.text.partition(word)
+            assert cut.text == before
+            assert cut.truncated == (whole.truncated and not found)
+
+
+def test_rows_with_and_without_stop_strings_share_a_batch(engine: TransformersEngine) -> None:
+    word = engine.generate((Request(prompt=(6, 7), max_new_tokens=12),))[0].text.split()[1]
+    with_stop, without = (Request(prompt=(6, 7), max_new_tokens=12, stop=stop) for stop in ((word,), ()))
+    cut, whole = engine.generate((with_stop, without))
+    assert cut.text == whole.text.partition(word)[0]
+    assert whole == engine.generate((without,))[0]
+
+
+def test_decoding_ends_when_every_row_has_stopped(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = engine.generate((Request(prompt=(6, 7), max_new_tokens=12),))[0].text.split()[0]
+    steps = 0
+    forward = engine._forward
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(engine, "_forward", counted)
+    (answer,) = engine.generate((Request(prompt=(6, 7), max_new_tokens=40, stop=(word,)),))
+    assert (answer.text, answer.truncated) == ("", False)
+    assert steps <= 4

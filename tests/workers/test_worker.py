@@ -115,7 +115,8 @@ def test_an_unknown_checkpoint_fails_the_trial(setup: Setup) -> None:
 def test_an_item_too_long_for_the_model_is_unscored_and_never_cut(setup: Setup, tmp_path: Path) -> None:
     words = " ".join(["w1"] * 100)
     lines = [
-        f'{{"id": "{i}", "prompt": "{words if i == 5 else "w1 w2"}", "lang": "aa", "target": "w3"}}' for i in range(60)
+        f'{{"id": "{i}", "prompt": "{words if i == 5 else f"w{i // 40} w{i % 40}"}", "lang": "aa", "target": "w3"}}'
+        for i in range(60)
     ]
     (tmp_path / "long.jsonl").write_text("\n".join(lines))
     plan = SuitePlan(key="x", files=SuiteFiles(path=tmp_path / "long.jsonl"), scorer="gold_nll")
