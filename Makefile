@@ -4,13 +4,17 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint chaos clean
 
 demo: $(VENV)/ready
 	$(BIN)/mergefront demo
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest
+
+# A hundred kills, an hour or so; the summary stands at the end and in DIR/summary.json.
+chaos: $(VENV)/ready-dev
+	$(BIN)/python tests/chaos/chaos.py --kills 100 --dir $(shell mktemp -u -d -t chaos-XXXXXX)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
 """How fast a merge is: this engine, a copy of the same bytes (the limit), mergekit in memory and mergekit-yaml.
 
-    python benchmarks/merge_speed.py [--family DIR] [--layers N] [--threads 2 1] [--times N] [--mergekit CASE ...]
+    python benchmarks/merge_speed.py                            everything, 0.4 billion parameters, 2 threads and 1
+    python benchmarks/merge_speed.py --small                    every row of a tiny family in a minute, no mergekit
+    python benchmarks/merge_speed.py --device cuda --hidden 4096 --inner 14336 --vocabulary 128256 --layers 2 \\
+        --cases linear:4 --mergekit                             tensors of an 8B model on a GPU
 
-It writes a family of random weights in bfloat16 (0.4 billion parameters with the default 20 layers; 17 checkpoints, 14
-GB) to DIR, or takes the one that is there; without DIR the family is removed at the end. Times are medians of calls
-that alternate with the copy, so that a machine that is busy for a while slows both; the plain loop is run once.
-mergekit runs in .venv-mergekit, which is made when it is missing.
+It writes a family of random weights in bfloat16 (17 checkpoints, 14 GB) to --family DIR, or takes the one that is
+there; without DIR the family is removed at the end. Times are medians of calls that alternate with the copy, so that a
+machine that is busy for a while slows both; the plain loop is run once. On a GPU sources are resident, and linear is
+also streamed from the host. mergekit runs in .venv-mergekit, which is made when it is missing.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 import torch
@@ -30,14 +33,15 @@ from torch import Tensor
 
 from search_spaces.methods import CATALOGUE
 from search_spaces.recipe import Recipe
-from storage.checkpoints import open_tensors, tensor_digest
-from storage.tensor_files import write_tensors
+from storage.checkpoints import tensor_digest
+from storage.tensor_files import open_tensors, write_tensors
 from workers.kernels import Loop
-from workers.merger import Merger, merge_digest
+from workers.merger import Merger, is_finite, merge_digest
+from workers.placement import Streamed
 
 ROOT = Path(__file__).parents[1]
 MERGEKIT = ROOT / ".venv-mergekit"
-HIDDEN, INNER, VOCABULARY = 1024, 4096, 32768
+SMALL = {"hidden": 256, "inner": 512, "vocabulary": 4096, "layers": 2, "threads": [1], "times": 2, "mergekit": []}
 CASES = [("linear", k) for k in (2, 4, 8, 16)] + [("task_arithmetic", 4), ("ties", 4), ("slerp", 2), ("multislerp", 4)]
 IN_MEMORY = """
 import sys, json, time, torch
@@ -66,10 +70,12 @@ def main() -> None:
     logging.getLogger("workers.kernels").setLevel(logging.INFO)
     folder = Path(options.family or tempfile.mkdtemp(prefix="merge_speed."))
     try:
-        models = write_family(folder, options.layers, max(k for _, k in CASES))
-        sources = {name: open_tensors(path / "model.safetensors") for name, path in models.items()}
+        models = write_family(folder, options, max(k for _, k in options.cases))
+        mapped = {name: open_tensors(path / "model.safetensors") for name, path in models.items()}
+        sources = {n: {t: x.to(options.device) for t, x in tensors.items()} for n, tensors in mapped.items()}
         bytes_ = sum(t.nbytes for t in sources["base"].values())
-        print(f"{bytes_ / 2e9:.2f} billion parameters in bfloat16, torch {torch.__version__}, {os.cpu_count()} cores\n")
+        where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} cores"
+        print(f"{bytes_ / 2e6:,.1f} million parameters in bfloat16, torch {torch.__version__}, {where}\n")
         if options.mergekit:
             make_mergekit()
         for threads in options.threads:
@@ -80,10 +86,12 @@ def main() -> None:
                 end="",
             )
             print("mergekit in memory | mergekit-yaml |\n|---|---|---|---|---|---|---|---|---|---|")
-            for method, k in CASES:
+            for method, k in options.cases:
                 print(row(method, k, sources, models, folder, threads, options), flush=True)
             print()
-        print(export_row(sources, folder))
+        print(export_row(mapped, folder, max(k for _, k in options.cases)))
+        if options.device == "cuda":
+            print(streamed_row(mapped, max(k for _, k in options.cases), options.times))
     finally:
         if options.family is None:
             shutil.rmtree(folder)
@@ -112,7 +120,7 @@ def row(
         merger.write(recipe, targets)
     ours, copies = alternate(lambda: merger.write(recipe, targets), lambda: copy(sources["c0"], spare), options.times)
     digest = timed(lambda: merge_digest(targets))
-    merger._runner = Loop()
+    merger._runner = Streamed(Loop())
     looped, copies_too = alternate(lambda: merger.write(recipe, spare), lambda: copy(sources["c0"], targets), 1)
     size = sum(t.nbytes for t in targets.values())
     reads = k + (CATALOGUE[method].drawn == "scale")
@@ -144,17 +152,17 @@ def recipe_of(method: str, names: list[str]) -> Recipe:
     return Recipe(method=method, weights=weights, parameters={n: wanted[n] for n in CATALOGUE[method].parameters})
 
 
-def write_family(folder: Path, layers: int, count: int) -> dict[str, Path]:
+def write_family(folder: Path, options: argparse.Namespace, count: int) -> dict[str, Path]:
     """A base and ``count`` checkpoints near it, with the configuration of a Llama."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": layers,
+        "hidden_size": options.hidden,
+        "intermediate_size": options.inner,
+        "num_hidden_layers": options.layers,
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
-        "vocab_size": VOCABULARY,
+        "vocab_size": options.vocabulary,
         "tie_word_embeddings": False,
         "dtype": "bfloat16",
     }
@@ -162,7 +170,7 @@ def write_family(folder: Path, layers: int, count: int) -> dict[str, Path]:
     noise = 0.002 * torch.randn(1 << 22, generator=g)
     if (folder / f"c{count - 1}" / "model.safetensors").exists():
         return {name: folder / name for name in ["base", *(f"c{i}" for i in range(count))]}
-    base = {name: 0.02 * torch.randn(shape, generator=g) for name, shape in shapes(layers)}
+    base = {name: 0.02 * torch.randn(shape, generator=g) for name, shape in shapes(options)}
     paths = {}
     for i, name in enumerate(["base", *(f"c{i}" for i in range(count))]):
         paths[name] = folder / name
@@ -178,19 +186,20 @@ def write_family(folder: Path, layers: int, count: int) -> dict[str, Path]:
     return paths
 
 
-def shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(options: argparse.Namespace) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of a Llama's tensors."""
-    yield "model.embed_tokens.weight", (VOCABULARY, HIDDEN)
-    for i in range(layers):
+    hidden, inner, vocabulary = options.hidden, options.inner, options.vocabulary
+    yield "model.embed_tokens.weight", (vocabulary, hidden)
+    for i in range(options.layers):
         for part in ("q", "k", "v", "o"):
-            yield f"model.layers.{i}.self_attn.{part}_proj.weight", (HIDDEN, HIDDEN)
-        yield f"model.layers.{i}.mlp.gate_proj.weight", (INNER, HIDDEN)
-        yield f"model.layers.{i}.mlp.up_proj.weight", (INNER, HIDDEN)
-        yield f"model.layers.{i}.mlp.down_proj.weight", (HIDDEN, INNER)
-        yield f"model.layers.{i}.input_layernorm.weight", (HIDDEN,)
-        yield f"model.layers.{i}.post_attention_layernorm.weight", (HIDDEN,)
-    yield "model.norm.weight", (HIDDEN,)
-    yield "lm_head.weight", (VOCABULARY, HIDDEN)
+            yield f"model.layers.{i}.self_attn.{part}_proj.weight", (hidden, hidden)
+        yield f"model.layers.{i}.mlp.gate_proj.weight", (inner, hidden)
+        yield f"model.layers.{i}.mlp.up_proj.weight", (inner, hidden)
+        yield f"model.layers.{i}.mlp.down_proj.weight", (hidden, inner)
+        yield f"model.layers.{i}.input_layernorm.weight", (hidden,)
+        yield f"model.layers.{i}.post_attention_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+    yield "lm_head.weight", (vocabulary, hidden)
 
 
 def copy(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
@@ -200,10 +209,19 @@ def copy(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds of one call."""
+    """Seconds of one call, with what it has queued on a GPU."""
     start = perf_counter()
     call()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return perf_counter() - start
+
+
+def processor(call: Callable[[], Any]) -> float:
+    """Processor seconds of one call, over all threads: what other jobs on the machine change least."""
+    start = process_time()
+    call()
+    return process_time() - start
 
 
 def alternate(left: Callable[[], Any], right: Callable[[], Any], times: int) -> tuple[float, float]:
@@ -295,31 +313,59 @@ def _run(command: list[str], threads: int) -> str:
     return done.stdout.strip().split("\n")[-1]
 
 
-def export_row(sources: Mapping[str, Mapping[str, Tensor]], folder: Path) -> str:
-    """Merging and writing a file, as an export does, against writing as many bytes."""
-    names = [f"c{i}" for i in range(4)]
-    merger = Merger({n: sources[n] for n in ["base", *names]}, "base", compiled=True)
-    recipe = recipe_of("linear", names)
+def export_row(sources: Mapping[str, Mapping[str, Tensor]], folder: Path, k: int) -> str:
+    """Merging, looking for what is not finite, hashing, writing and reading back, as an export does, against writing
+    as many bytes; both end in the disk.
+    """
+    names = [f"c{i}" for i in range(min(k, 4))]
+    merger = Merger({n: sources[n] for n in ["base", *names]}, "base")
+    recipe, file = recipe_of("linear", names), folder / "merged.safetensors"
 
-    def export() -> None:
-        write_tensors(folder / "merged.safetensors", sources["base"], digested())
-        _synced(folder / "merged.safetensors")
-
-    def digested() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in merger.merged(recipe, sources["base"]):
-            tensor_digest(tensor)
+    def digested(digests: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in merger.merged(recipe, sources["base"], reuse=True):
+            assert is_finite(tensor)
+            digests[name] = tensor_digest(tensor)
             yield name, tensor
 
+    def export() -> None:
+        digests: dict[str, str] = {}
+        write_tensors(file, sources["base"], digested(digests))
+        assert {name: tensor_digest(tensor) for name, tensor in open_tensors(file).items()} == digests
+        _synced(file)
+
     def plain() -> None:
-        with (folder / "plain").open("wb") as file:
+        with (folder / "plain").open("wb") as out:
             for tensor in sources["c0"].values():
-                file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+                out.write(tensor.view(-1).view(torch.uint8).numpy().data)
         _synced(folder / "plain")
 
     timed(export)
-    ours, written = alternate(export, plain, 3)
+    ours, written = alternate(export, plain, 5)
+    busy, busy_plain = median(processor(export) for _ in range(3)), median(processor(plain) for _ in range(3))
+    size = sum(t.nbytes for t in sources["base"].values())
     return (
-        f"export of linear, k = 4: {ours:.2f} s; a plain write of as many bytes {written:.2f} s ({written / ours:.0%})"
+        f"export of linear, k = {len(names)}: {ours:.2f} s ({size / ours / 1e9:.2f} GB/s), {busy:.2f} s of processors; "
+        f"a plain write of as many bytes {written:.2f} s ({written / ours:.0%}), {busy_plain:.2f} s of processors"
+    )
+
+
+def streamed_row(mapped: Mapping[str, Mapping[str, Tensor]], k: int, times: int) -> str:
+    """linear into a GPU of sources that stay on the host, against moving as many bytes there from pinned memory."""
+    names = [f"c{i}" for i in range(k)]
+    merger = Merger({n: mapped[n] for n in ["base", *names]}, "base", compiled=True)
+    targets = {name: torch.zeros_like(t, device="cuda") for name, t in mapped["base"].items()}
+    size = k * sum(t.nbytes for t in targets.values())
+    pinned = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
+    there = pinned.to("cuda")
+
+    def move() -> None:
+        for _ in range(size // pinned.numel()):
+            there.copy_(pinned, non_blocking=True)
+
+    timed(lambda: merger.write(recipe_of("linear", names), targets))
+    ours, moved = alternate(lambda: merger.write(recipe_of("linear", names), targets), move, times)
+    return (
+        f"linear, k = {k}, streamed: {ours:.2f} s ({size / ours / 1e9:.1f} GB/s, {moved / ours:.0%} of pinned copies)"
     )
 
 
@@ -331,14 +377,22 @@ def _synced(path: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", help="where the family is written, or is already")
-    parser.add_argument("--layers", type=int, default=20)
+    for name, size in (("hidden", 1024), ("inner", 4096), ("vocabulary", 32768), ("layers", 20)):
+        parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--times", type=int, default=7)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     every = [f"{method}:{k}" for method, k in CASES]
+    parser.add_argument("--cases", nargs="+", choices=every, default=every, help="rows of the table (default: all)")
     parser.add_argument(
         "--mergekit", nargs="*", choices=every, default=every, help="run mergekit on these (default: all)"
     )
-    return parser.parse_args()
+    parser.add_argument("--small", action="store_true", help="a tiny family, few calls, no mergekit")
+    options = parser.parse_args()
+    if options.small:
+        vars(options).update(SMALL)
+    options.cases = [(method, int(k)) for method, _, k in (case.partition(":") for case in options.cases)]
+    return options
 
 
 if __name__ == "__main__":

@@ -12,30 +12,51 @@ directory. Wrong input raises :class:`search_spaces.errors.InputError`: its mess
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from optimizer import compare as _compare
 from optimizer import loop
 from optimizer import preflight as _preflight
 from optimizer import validate as _validate
+from optimizer.baselines import starting_points
+from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
-from optimizer.export import export_trial
+from optimizer.driver import holding, pausing
+from optimizer.export import check_target, export_trial
+from optimizer.repeat import measure_repeat, repeat_text
 from optimizer.results import Pick, Results, results, scores_of
 from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, load_spec
 from optimizer.study import DriverStudy, create_study
+from optimizer.views import Views
+from optimizer.views import views as _views
 from optimizer.watcher import NOBODY, Watcher
 from search_spaces.errors import InputError
 from storage.errors import StoreError
-from storage.records import Failed, Outcome
+from storage.records import SPLITS, Failed, Outcome
 from storage.store import Store
+from workers.deadlines import Deadlines
 from workers.pool import Pool
 from workers.worker import pick_device
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["check", "export", "front", "launch", "open_store", "resume", "studies", "validate"]
+__all__ = [
+    "check",
+    "compare",
+    "export",
+    "front",
+    "launch",
+    "open_store",
+    "repeat_noise",
+    "resume",
+    "studies",
+    "validate",
+    "views",
+]
 
 
 class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
@@ -76,7 +97,8 @@ def launch(
         for warning in report.warnings:
             _log.warning(warning)
         create_study(store, spec, trials=planned, fingerprints=dict(report.fingerprints))
-        _run(store, spec.study, ray, watcher)
+        with holding(store, spec.study):
+            _run(store, spec.study, ray, watcher)
     return spec.study
 
 
@@ -94,8 +116,9 @@ def resume(
     with open_store(storage) as store:
         record = store.study(study)
         _check_fingerprints(store, study)
-        store.set_planned(study, record.planned + trials)
-        _run(store, study, ray, watcher)
+        with holding(store, study):
+            store.set_planned(study, record.planned + trials)
+            _run(store, study, ray, watcher)
 
 
 def front(study: str, *, storage: str | None = None) -> Results:
@@ -104,12 +127,38 @@ def front(study: str, *, storage: str | None = None) -> Results:
         return results(store, study)
 
 
+def compare(study: str, a: str | int, b: str | int, *, storage: str | None = None) -> Comparison:
+    """Trial a against trial b, each a number or a baseline's name, on the freshest items that both answered."""
+    with open_store(storage) as store:
+        return _compare.compare(store, study, str(a), str(b))
+
+
+def views(
+    study: str,
+    split: str,
+    trials: Sequence[int],
+    *,
+    relative: bool = False,
+    languages: bool = False,
+    storage: str | None = None,
+) -> Views:
+    """Figures of some trials relative to the base, or by language."""
+    with open_store(storage) as store:
+        return _views(store, study, split, trials, relative=relative, languages=languages)
+
+
+def repeat_noise(study: str, *, storage: str | None = None) -> str:
+    """In one line what differs when one merge is measured twice; empty before that was tried."""
+    with open_store(storage) as store:
+        return repeat_text(store.notes(study))
+
+
 def validate(study: str, *, storage: str | None = None, watcher: Watcher = NOBODY) -> _validate.Validation:
     """Measure the finalists on items that the search has never seen."""
     with open_store(storage) as store:
         _check_fingerprints(store, study)
         spec = results(store, study).spec
-        with _workers(spec, None, watcher) as pool:
+        with _workers(store, spec, None, watcher) as pool:
             return _validate.validate(store, study, pool, watcher)
 
 
@@ -120,11 +169,13 @@ def export(
     trial: int | None = None,
     pick: str | None = None,
     whole_front: bool = False,
+    overwrite: bool = False,
     storage: str | None = None,
 ) -> list[Path]:
     """Write one trial, the trial that a pick expression chooses, or the whole front (a directory each below ``out``).
 
-    A pick goes by the validation split's means where the study has been validated, else by the posterior's.
+    A pick goes by the validation split's means where the study has been validated, else by the posterior's. With
+    ``overwrite`` an earlier export is replaced as soon as the new one is complete.
     """
     if (trial is not None) + (pick is not None) + whole_front != 1:
         raise InputError("an export takes one of --trial, --pick and --front.")
@@ -132,14 +183,17 @@ def export(
     with open_store(storage) as store:
         found = results(store, study)
         if whole_front:
-            if target.exists():
+            if target.exists() and not overwrite:
                 raise InputError(f"the directory to write must not exist, but {target} does.")
             rows = [r for r in found.merges if r.on_front]
             if not rows:
                 raise InputError(f"a front must have merges to be exported, but {study} has none.")
-            return [export_trial(store, study, r.trial, target / f"trial-{r.trial}") for r in rows]
+            directories = {r.trial: target / f"trial-{r.trial}" for r in rows}
+            for directory in directories.values():
+                check_target(directory, overwrite=overwrite)
+            return [export_trial(store, study, n, d, overwrite=overwrite) for n, d in directories.items()]
         number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
-        return [export_trial(store, study, number, target)]
+        return [export_trial(store, study, number, target, overwrite=overwrite)]
 
 
 def choose(store: Store, study: str, found: Results, pick: str) -> int:
@@ -147,11 +201,12 @@ def choose(store: Store, study: str, found: Results, pick: str) -> int:
     objectives = [o.name for o in found.spec.objectives]
     expression = Pick.parse(pick, objectives)
     validated = store.measured(study, "validation")
-    rows = [r for r in found.merges if r.trial in validated] or found.merges
+    rows = [r for r in found.merges if r.trial in validated] or [r for r in found.merges if not r.stopped]
     return expression.choose(scores_of(validated, rows))
 
 
 def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
+    """Drive a study that this process holds. Raises KeyboardInterrupt where it was paused before its end."""
     study = DriverStudy(store, name)
     if not study.wants_more():
         return
@@ -162,9 +217,14 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
         watcher.outcome(outcome)
         watcher.stage("trials", sum(study.counts()[:2]), study.planned)
 
-    with _workers(study.spec, ray, watcher) as pool:
+    with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause:
         watcher.stage("trials", sum(study.counts()[:2]), study.planned)
-        loop.search(study, pool, seen)
+        loop.search(study, pool, seen, pause)
+        if not pause():
+            measure_repeat(store, name, pool)
+    study.close()
+    if pause() and study.wants_more():
+        raise KeyboardInterrupt
     if outcomes and not any(outcomes):
         reasons = store.failures(name)
         raise StudyFailed(
@@ -173,12 +233,18 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
 
 
 @contextmanager
-def _workers(spec: Spec, ray: str | None, watcher: Watcher) -> Iterator[Pool]:
+def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Iterator[Pool]:
     from workers.ray_pool import RayPool  # Ray takes a second to import: only what runs trials pays it
 
     device, count = pick_device(spec.workers.device), _preflight.worker_count(spec)
     watcher.stage("starting workers", 0, count)
-    pool = RayPool(spec.setup(device=device), count=count, address=ray)
+    deadlines = Deadlines()
+    for split in SPLITS:
+        for measured in store.measured(spec.study, split).values():
+            deadlines.saw(split, measured.seconds["total"])
+    uniform = starting_points(spec)[0].recipe
+    setup = replace(spec.setup(device=device), verdicts=store.verdicts() if spec.judged else {})
+    pool = RayPool(setup, count=count, address=ray, canary=uniform, deadlines=deadlines)
     watcher.stage("starting workers", count, count)
     try:
         yield pool

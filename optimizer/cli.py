@@ -5,16 +5,18 @@ Exit codes: 0 done; 1 the run failed; 2 the input was wrong; 130 interrupted, th
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optimizer import logs
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
+    from optimizer.validate import Validation
+    from optimizer.views import Views
     from storage.store import Summary
 
 # What a command needs is imported inside it: listing studies must not pay for torch, Ray and BoTorch.
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up(file=Path(options.log_file), as_json=options.log_format == "json")
     try:
         import optuna
 
@@ -48,14 +50,22 @@ def _run_errors() -> tuple[type[Exception], ...]:
 
     from optimizer.api import StudyFailed
     from optimizer.export import ExportError
+    from optimizer.patience import DatabaseGone
+    from storage.errors import LeaseError
+    from storage.files import NoRoom
     from workers.pool import PoolError
 
-    return (StudyFailed, ExportError, PoolError, SQLAlchemyError, OSError)
+    return (StudyFailed, ExportError, PoolError, DatabaseGone, LeaseError, NoRoom, SQLAlchemyError, OSError)
 
 
 def _say(message: object, code: int) -> int:
-    print(f"mergefront: {message}", file=sys.stderr)
+    print(f"mergefront: {_plain(message)}", file=sys.stderr)
     return code
+
+
+def _plain(text: object) -> str:
+    """For a terminal: what came out of files must not move its cursor or change its colours."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -119,52 +129,113 @@ def _studies(options: argparse.Namespace) -> int:
     return 0
 
 
+def _suites_import(options: argparse.Namespace) -> int:
+    from optimizer.suite_imports import import_suite, say
+
+    files = [Path(file) for file in options.files]
+    out = Path(options.out or f"{options.name}.jsonl")
+    said = {"lang": options.lang, "label": options.label, "plain": options.plain}
+    say(import_suite(options.name, files, out, **said))
+    print(out)
+    return 0
+
+
+def _suites_list(options: argparse.Namespace) -> int:
+    from rich import box
+    from rich.table import Table
+
+    from optimizer.data_sets import DATA_SETS
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("name", "data set", "languages", "licence", "measured by", "from"):
+        table.add_column(name, overflow="fold")
+    for d in DATA_SETS.values():
+        table.add_row(d.name, d.title, d.languages, d.licence, d.scorer.replace("`", ""), d.source)
+    show(table)
+    return 0
+
+
 def _studies_table(found: "Sequence[Summary]") -> object:
     """One line a study."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("study", "measured", "failed", "running", "planned", "begun (UTC)"):
-        table.add_column(name, justify="left" if name in ("study", "begun (UTC)") else "right")
+    for name in ("study", "measured", "failed", "running", "planned", "begun (UTC)", "driven by"):
+        table.add_column(name, justify="left" if name in ("study", "begun (UTC)", "driven by") else "right")
     for s in found:
-        table.add_row(s.name, str(s.measured), str(s.failed), str(s.running), str(s.planned), s.created)
+        counts = (str(n) for n in (s.measured, s.failed, s.running, s.planned))
+        table.add_row(s.name, *counts, s.created, s.driver or "")
     return table
 
 
 def _front(options: argparse.Namespace) -> int:
     if options.format == "table":
-        _show_front(options.study, options.storage, everything=options.all)
+        _show_front(options.study, options.storage, everything=options.all, shown=options)
         return 0
     from optimizer import api
     from optimizer.results import to_csv
 
     found = api.front(options.study, storage=options.storage)
     rows = found.rows if options.all else found.front
-    print(
-        json.dumps([r.to_json() for r in rows], indent=2) if options.format == "json" else to_csv(rows),
-        end="",
-    )
-    if options.format == "json":
-        print()
+    if options.format == "csv":
+        print(to_csv(rows), end="")
+        return 0
+    more = _views(options, "search", [r.trial for r in rows])
+    print(json.dumps([r.to_json() | more.to_json(r.trial) for r in rows], indent=2))
     return 0
 
 
 def _validate(options: argparse.Namespace) -> int:
     from optimizer import api
     from optimizer.progress import watching
-    from optimizer.tables import validation_table
 
     with watching() as watcher:
         found = api.validate(options.study, storage=options.storage, watcher=watcher)
+    more = _views(options, "report", [f.trial for f in found.finalists if "report" in f.splits])
+    for text in found.warnings:
+        print(f"warning: {text}", file=sys.stderr)
     if options.format == "json":
-        print(json.dumps(found.to_json(), indent=2))
+        document = found.to_json()
+        document["finalists"] = [f | more.to_json(f["trial"]) for f in document["finalists"]]
+        print(json.dumps(document, indent=2))
         return 0
+    _show_validation(options, found, more)
+    return 0
+
+
+def _show_validation(options: argparse.Namespace, found: "Validation", more: "Views") -> None:
+    from optimizer import api
+    from optimizer.tables import validation_table
+
     if not found.picked:
         print("No merge meets the constraints on the validation split, so none is picked.", file=sys.stderr)
     recipes = {r.trial: r.recipe for r in api.front(options.study, storage=options.storage).rows}
-    show(validation_table(found, recipes))
+    for table in [validation_table(found, recipes), *more.tables()]:
+        show(table)
+    print("\n".join(filter(None, [found.to_text(), api.repeat_noise(options.study, storage=options.storage)])))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from optimizer import api
+
+    found = api.compare(options.study, options.a, options.b, storage=options.storage)
+    print(json.dumps(found.to_json(), indent=2) if options.format == "json" else found.to_text())
     return 0
+
+
+def _views(options: argparse.Namespace, split: str, trials: "Sequence[int]") -> "Views":
+    """The views that the options ask for; empty where they ask for none."""
+    from optimizer import api
+
+    return api.views(
+        options.study,
+        split,
+        trials,
+        relative=options.relative,
+        languages=options.languages,
+        storage=options.storage,
+    )
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -176,6 +247,7 @@ def _export(options: argparse.Namespace) -> int:
         trial=options.trial,
         pick=options.pick,
         whole_front=options.front,
+        overwrite=options.overwrite,
         storage=options.storage,
     )
     for path in written:
@@ -183,21 +255,48 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_front(study: str, storage: str | None, *, everything: bool = False) -> None:
+def _backup(options: argparse.Namespace) -> int:
+    from optimizer.database import storage_url
+    from storage.backup import backup
+
+    backup(storage_url(options.storage), Path(options.out))
+    print(options.out)
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from optimizer.database import storage_url
+    from storage.backup import restore
+
+    restore(Path(options.file), storage_url(options.storage))
+    return 0
+
+
+def _show_front(
+    study: str, storage: str | None, *, everything: bool = False, shown: argparse.Namespace | None = None
+) -> None:
     from optimizer import api
     from optimizer.tables import front_table
 
     found = api.front(study, storage=storage)
     if found.fallback:
         print(f"The front is by {found.fallback}.", file=sys.stderr)
+    on_front = {r.trial for r in found.front}
+    others = [r for r in found.baselines if r.trial not in on_front]
     if everything:
         show(front_table(found, found.rows, f"Every measured trial of {study}"))
-        return
-    if not found.front:
-        print(f"No trial of {study} meets the constraints; --all shows every trial.", file=sys.stderr)
-    on_front = {r.trial for r in found.front}
-    show(front_table(found, found.front, f"Front of {study}"))
-    show(front_table(found, [r for r in found.baselines if r.trial not in on_front], "Baselines"))
+    else:
+        if not found.front:
+            print(f"No trial of {study} meets the constraints; --all shows every trial.", file=sys.stderr)
+        show(front_table(found, found.front, f"Front of {study}"))
+        show(front_table(found, others, "Baselines"))
+    if shown is not None:
+        rows = found.rows if everything else [*found.front, *others]
+        for table in _views(shown, "search", [r.trial for r in rows]).tables():
+            show(table)
+    noise = api.repeat_noise(study, storage=storage)
+    if noise:
+        print(noise)
 
 
 def print_report(report: object) -> None:
@@ -210,22 +309,39 @@ def print_report(report: object) -> None:
         for table in check_tables(report):
             show(table)
     for text in report.warnings:
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {_plain(text)}", file=sys.stderr)
     for text in report.problems:
-        print(f"problem: {text}", file=sys.stderr)
+        print(f"problem: {_plain(text)}", file=sys.stderr)
 
 
 def show(table: object) -> None:
     """Print a table on stdout."""
     from rich.console import Console
 
-    console = Console()
+    # Names and languages come from files: brackets and colons in them are no markup.
+    console = Console(markup=False, emoji=False)
     # A pipe has no width of its own; wrapped to 80 columns a table cannot be read or searched.
-    (console if console.is_terminal else Console(width=160)).print(table)
+    (console if console.is_terminal else Console(markup=False, emoji=False, width=160)).print(table)
+
+
+def _add_suites(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    suites = commands.add_parser("suites", help="published data sets as suites")
+    verbs = suites.add_subparsers(required=True, metavar="VERB")
+    read = verbs.add_parser("import", help="make a suite of a data set's published files")
+    read.add_argument("name", metavar="NAME", help="as `mergefront suites list` names it")
+    read.add_argument("files", metavar="FILE", nargs="+", help="CSV, TSV, JSON, JSONL or Parquet, as published")
+    read.add_argument("--out", metavar="FILE.jsonl", help="default: NAME.jsonl in the working directory")
+    read.add_argument("--lang", default="", help="language of the files, where they do not say it")
+    read.add_argument("--label", default="", choices=["harmful", "benign"], help="where the files do not say it")
+    read.add_argument("--plain", action="store_true", help="prompts as plain texts; default: as turns of a chat")
+    read.set_defaults(command=_suites_import)
+    verbs.add_parser("list", help="the data sets that can be read").set_defaults(command=_suites_list)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mergefront", description=__doc__.split("\n")[0])
+    parser.add_argument("--log-file", default=logs.default_file(), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--log-format", choices=["text", "json"], default="text", help="of log file and stderr")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     storage = argparse.ArgumentParser(add_help=False)
     storage.add_argument(
@@ -257,6 +373,8 @@ def _parser() -> argparse.ArgumentParser:
     studies.add_argument("--format", choices=["table", "json"], default="table")
     studies.set_defaults(command=_studies)
 
+    _add_suites(commands)
+
     front = commands.add_parser("front", parents=[storage], help="the best merges found, and the baselines")
     front.add_argument("study", metavar="STUDY")
     front.add_argument("--format", choices=["table", "json", "csv"], default="table")
@@ -268,6 +386,17 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--format", choices=["table", "json"], default="table")
     validate.set_defaults(command=_validate)
 
+    for command in (front, validate):
+        command.add_argument("--relative", action="store_true", help="in relation to the base too")
+        command.add_argument("--languages", action="store_true", help="by language too, the worst one named")
+
+    compare = commands.add_parser("compare", parents=[storage], help="two trials on the same items, in words")
+    compare.add_argument("study", metavar="STUDY")
+    compare.add_argument("a", metavar="A", help="a trial's number, or a baseline such as uniform")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument("--format", choices=["text", "json"], default="text")
+    compare.set_defaults(command=_compare)
+
     export = commands.add_parser("export", parents=[storage], help="write a merge as a Hugging Face model directory")
     export.add_argument("study", metavar="STUDY")
     which = export.add_mutually_exclusive_group(required=True)
@@ -275,5 +404,14 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--pick", metavar="EXPR", help="such as 'max general where safety >= 0.95'")
     which.add_argument("--front", action="store_true", help="every trial on the front, a directory each")
     export.add_argument("--out", required=True, metavar="DIR")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     export.set_defaults(command=_export)
+
+    backup = commands.add_parser("backup", parents=[storage], help="copy a SQLite database, also while a study runs")
+    backup.add_argument("--out", required=True, metavar="FILE")
+    backup.set_defaults(command=_backup)
+
+    restore = commands.add_parser("restore", parents=[storage], help="make a SQLite database out of a backup")
+    restore.add_argument("file", metavar="FILE")
+    restore.set_defaults(command=_restore)
     return parser

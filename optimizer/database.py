@@ -9,10 +9,15 @@ from storage.store import Store, Summary
 DEFAULT_STORAGE = "sqlite:///mergefront.db"
 
 
+def storage_url(storage: str | None = None) -> str:
+    """The URL of the database that a command works on."""
+    return storage or os.environ.get("MERGEFRONT_STORAGE") or DEFAULT_STORAGE
+
+
 @contextmanager
 def open_store(storage: str | None = None, *, create: bool = False) -> Iterator[Store]:
     """The database at ``storage``, closed at the end."""
-    store = Store.open(storage or os.environ.get("MERGEFRONT_STORAGE") or DEFAULT_STORAGE, create=create)
+    store = Store.open(storage_url(storage), create=create)
     try:
         yield store
     finally:

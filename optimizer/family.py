@@ -3,16 +3,27 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from optimizer.spec import BASE, Spec
+from search_spaces.errors import InputError
 from storage.checkpoints import Checkpoint
+from storage.model_directory import read_json
+from workers.merger import is_finite
 
 Progress = Callable[[str, int, int], None]
 
 _CHUNK = 1 << 22
+_OF_CONFIGS = (
+    *(ValueError, OSError, LookupError, ImportError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+    *(AssertionError, StrictDataclassError),
+)
+"""What a model class makes of a config that fits no model."""
+
 _DUPLICATE = 0.999
 _STRANGER = 1.0
 _HEAD = "lm_head.weight"
@@ -41,16 +52,19 @@ def differences(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> Iterator[s
 
     base = checkpoints[BASE]
     try:
-        wanted = empty_weights(base.path, spec.workers.dtype)
-    except (ValueError, OSError, KeyError, ImportError) as e:
-        yield f"the base must be a causal language model that transformers knows, but {base.path} is not: {e}"
+        wanted = empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code)
+    except InputError as e:
+        yield str(e)
+        return
+    except _OF_CONFIGS as e:
+        hint = "; its own code runs where the study file says `workers: {trust_remote_code: true}`: read it first"
+        own = "auto_map" in base.config and not base.trust_remote_code
+        reason = _short(e) + hint * own
+        yield f"the base must be a language model that transformers knows, but {base.path} is not: {reason}"
         return
     missing = [name for name in wanted if name not in base.tensors]
     if missing:
-        yield (
-            "tensors must be stored under the names that the model class uses, but the base does not hold "
-            f"{_some(missing)}; loading it in transformers and save_pretrained() may write them so."
-        )
+        yield f"tensors must be stored under the names that the model class uses, but {_not_held(missing)}"
     for name, checkpoint in checkpoints.items():
         if checkpoint.architecture != base.architecture:
             yield (
@@ -63,12 +77,28 @@ def differences(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> Iterator[s
         yield from _without_direction(spec, checkpoints, wanted)
 
 
+def _not_held(missing: Sequence[str]) -> str:
+    if list(missing) == [_HEAD]:
+        return (
+            f"the base does not hold {_HEAD}; if it shares its head with its embeddings, config.json must say "
+            '"tie_word_embeddings": true.'
+        )
+    return (
+        f"the base does not hold {_some(missing)}; loading it in transformers and save_pretrained() may write them so."
+    )
+
+
+def _short(error: Exception) -> str:
+    """On one line, without the trace that torch adds."""
+    return " ".join(str(error).split())[:500]
+
+
 def _tensor_differences(
     name: str, base: Mapping[str, Tensor], other: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> Iterator[str]:
     """What the model class uses must be in both; what it does not use may be in both, or be a buffer."""
-    missing = sorted(t for t in base if t not in other and not _is_buffer(t, wanted))
-    extra = sorted(t for t in other if t not in base and not _is_buffer(t, wanted) and not _is_tied_copy(t, other))
+    missing = sorted(t for t in base if t not in other and not _is_spare(t, base, wanted))
+    extra = sorted(t for t in other if t not in base and not _is_spare(t, other, wanted))
     if missing or extra:
         found = [f"{name} lacks {_some(missing)}"] * bool(missing) + [f"{name} has also {_some(extra)}"] * bool(extra)
         tied = _HEAD in (*missing, *extra)
@@ -78,23 +108,54 @@ def _tensor_differences(
     shapes = [t for t in both if other[t].shape != base[t].shape]
     if shapes:
         found = [f"{t} is {tuple(other[t].shape)} in {name} and {tuple(base[t].shape)} in the base" for t in shapes]
-        padded = all(other[t].shape[1:] == base[t].shape[1:] for t in shapes) and len(shapes) <= 2
-        hint = "; if only the vocabulary is padded differently, resize_token_embeddings() in transformers and save it"
-        yield f"checkpoints must have the base's shapes, but {_some(found)}{hint * padded}."
+        yield f"checkpoints must have the base's shapes, but {_some(found)}{_how_to_pad(name, shapes, base, other)}."
     kinds = [t for t in both if other[t].is_floating_point() != base[t].is_floating_point()]
     if kinds:
         yield f"a tensor must hold floats in all checkpoints or in none, but {_some(kinds)} of {name} differs."
 
 
-def _is_buffer(name: str, wanted: Mapping[str, Tensor]) -> bool:
-    """Whether it is one of the constants that older versions of transformers stored beside the weights."""
-    return name not in wanted and name.endswith(_BUFFERS)
+def _how_to_pad(name: str, shapes: Sequence[str], base: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str:
+    """The hint where only rows of embeddings and head differ."""
+    if not all(t == _HEAD or t.endswith(_EMBEDDINGS) for t in shapes):
+        return ""
+    rows, wanted = other[shapes[0]].shape[0], base[shapes[0]].shape[0]
+    return (
+        f"; if only the vocabulary is padded differently, model.resize_token_embeddings({wanted}) in transformers and "
+        f"save_pretrained() {'cut' if rows > wanted else 'pad'} {name} to the base's"
+    )
 
 
-def _is_tied_copy(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether it is the head of a model that stores its tied embeddings twice."""
+def unused(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> Iterator[str]:
+    """A warning where the base stores weights that its model class does not use."""
+    from workers.transformers_engine import empty_weights
+
+    base = checkpoints[BASE]
+    wanted = empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code)
+    spare = [t for t in base.tensors if t not in wanted and not _is_spare(t, base.tensors, wanted)]
+    if spare:
+        yield f"{base.architecture} does not use {_some(spare)} of the base: they are neither merged nor exported."
+
+
+def foreign_adapters(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> Iterator[str]:
+    """A warning for each adapter that says that it was trained on another model than it is put on."""
+    for entry in (*spec.checkpoints, *spec.references):
+        adapter = checkpoints[entry.name].adapter
+        if adapter is None:
+            continue
+        trained_on = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
+        # Paths differ from machine to machine: what a model is called last is all that can be compared.
+        if trained_on and Path(str(trained_on)).name != Path(entry.model.partition("@")[0]).name:
+            yield f"the adapter of {entry.name} says that its base is {trained_on}, but it is put on {entry.model}."
+
+
+def _is_spare(name: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """Whether the model class does without it and it says nothing new: one of the constants that older versions of
+    transformers stored beside the weights, or a second copy of tied embeddings.
+    """
+    if name in wanted:
+        return False
     embeddings = [t for n, t in tensors.items() if n.endswith(_EMBEDDINGS)]
-    return name == _HEAD and any(torch.equal(tensors[name], e) for e in embeddings)
+    return name.endswith(_BUFFERS) or (name == _HEAD and any(torch.equal(tensors[name], e) for e in embeddings))
 
 
 def _without_direction(
@@ -119,10 +180,11 @@ def task_vectors(spec: Spec, checkpoints: Mapping[str, Checkpoint], progress: Pr
     sums = torch.zeros(3, dtype=torch.float64)  # squared: of the base, of the rounding, of the uniform task vector
     not_finite: list[str] = []
     dtype = getattr(torch, spec.workers.dtype)
-    floats = [name for name, tensor in base.items() if tensor.is_floating_point()]
+    everywhere = set(base).intersection(*(c.tensors for c in checkpoints.values()))
+    floats = [name for name, tensor in base.items() if tensor.is_floating_point() and name in everywhere]
     for done, name in enumerate(floats):
         progress("reading weights", done, len(floats))
-        bad = [n for n in [*names, *others] if not _finite(checkpoints[n].tensors[name])]
+        bad = [n for n in [*names, *others] if not is_finite(checkpoints[n].tensors[name])]
         not_finite += [f"weights must be finite, but {name} of {n} holds NaN or infinity." for n in bad]
         for start in range(0, base[name].numel(), _CHUNK):
             cut = slice(start, start + _CHUNK)
@@ -149,10 +211,6 @@ def task_vectors(spec: Spec, checkpoints: Mapping[str, Checkpoint], progress: Pr
         rounding=rounding / distance if distance > 0 else 0.0,
     )
     return found, not_finite
-
-
-def _finite(tensor: Tensor) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_CHUNK))
 
 
 def facts_of(checkpoints: Mapping[str, Checkpoint]) -> dict[str, str]:

@@ -62,7 +62,8 @@ def posterior(study: Study) -> Posterior:
     Each trial's own noise (user attribute ``stderr``, one standard error an objective) is used where it is set.
     Trials outside the space (baselines) and trials far behind the front of a very long study keep their raw means and
     standard errors. The order of the trials changes nothing, nor does a second call. Objectives are modelled as
-    independent of one another. Trials with values that are not finite are left out.
+    independent of one another. Trials with values that are not finite are left out. A trial that a race stopped early
+    (user attribute ``stopped``) informs the model, with the error of its few items, and is never on the front.
     """
     from optimizer import surrogate
 
@@ -71,7 +72,9 @@ def posterior(study: Study) -> Posterior:
     model, fitted, reason = _model(study, data)
     if model is not None:
         believed = _modelled(believed, model, fitted, data)
-    return _summary(data.numbers, believed, surrogate.signs(study), reason)
+    stopped = {t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get("stopped")}
+    whole = np.array([number not in stopped for number in data.numbers], dtype=bool)
+    return _summary(data.numbers, believed, whole, surrogate.signs(study), reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,11 +141,14 @@ def _modelled(raw: _Beliefs, model: Surrogate, rows: npt.NDArray[np.int_], data:
     return new
 
 
-def _summary(numbers: Sequence[int], believed: _Beliefs, signs: Array, reason: str | None) -> Posterior:
+def _summary(
+    numbers: Sequence[int], believed: _Beliefs, whole: npt.NDArray[np.bool_], signs: Array, reason: str | None
+) -> Posterior:
+    """``whole``: which trials answered all their items; no other is ever on the front."""
     feasible = np.asarray((believed.constraints <= 0.0).all(axis=1))
-    best = _leaders(believed.mean, feasible)
+    best = _leaders(believed.mean, feasible & whole)
     chance = np.mean(
-        [_leaders(values, allowed) for values, allowed in zip(believed.draws, believed.feasible, strict=True)],
+        [_leaders(values, allowed & whole) for values, allowed in zip(believed.draws, believed.feasible, strict=True)],
         axis=0,
     )
     allowed = believed.feasible.mean(axis=0)

@@ -7,21 +7,27 @@ from storage.records import Assignment, Outcome
 from workers.pool import Pool
 
 
-def search(study: DriverStudy, pool: Pool, seen: Callable[[Outcome], None]) -> None:
-    """Run the study to its planned number of trials.
+def search(
+    study: DriverStudy,
+    pool: Pool,
+    seen: Callable[[Outcome], None],
+    paused: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run the study to its planned number of trials, or until it is paused and what was running is done.
 
     Every free worker is given work before anything else; while all are busy, one proposal more is drawn, so that
     the sampler's time is hidden behind theirs. There are no generations: nobody waits for a slow trial.
     """
     ahead: Assignment | None = None
     running = 0
-    while ahead or running or study.wants_more():
-        if ahead is None and study.wants_more():
+    while running or (not paused() and (ahead or study.wants_more())):
+        more = not paused()
+        if more and ahead is None and study.wants_more():
             ahead = study.propose()
-        if ahead is not None and pool.room:
+        if more and ahead is not None and pool.room:
             pool.submit(ahead)
             ahead, running = None, running + 1
-        elif running and (ahead is not None or not study.wants_more()):
+        elif running and not (more and ahead is None and study.wants_more()):
             for outcome in pool.finished():
                 study.record(outcome)
                 seen(outcome)

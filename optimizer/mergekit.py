@@ -10,6 +10,7 @@ from search_spaces.groups import Groups
 from search_spaces.methods import PARAMETERS
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
+from workers.merger import layer_count
 from workers.transformers_engine import empty_weights
 
 _SAME = "The same merge as a mergekit configuration."
@@ -92,8 +93,9 @@ def _weights(spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) 
     if all(len(set(values)) == 1 for values in recipe.weights.values()):
         return {name: values[0] for name, values in recipe.weights.items()}
     groups = Groups.parse(recipe.groups)
-    tensors = list(empty_weights(checkpoints[BASE].path, spec.workers.dtype))
-    layers = int(checkpoints[BASE].config.get("num_hidden_layers", 0))
+    base = checkpoints[BASE]
+    tensors = list(empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code))
+    layers = layer_count(checkpoints[BASE].tensors)
     return {
         name: [{"filter": tensor, "value": groups.weight(values, tensor, layers)} for tensor in tensors]
         for name, values in recipe.weights.items()

@@ -20,7 +20,10 @@ from storage.store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One measured trial. ``objectives`` are raw, ``posterior`` is the model's (mean, standard error)."""
+    """One measured trial. ``objectives`` are raw, ``posterior`` is the model's (mean, standard error).
+
+    ``stopped`` says why a race ended it early; such a trial is never on the front.
+    """
 
     trial: int
     recipe: Recipe
@@ -29,6 +32,7 @@ class Row:
     feasible: bool
     baseline: str | None
     on_front: bool
+    stopped: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The row as the command line prints it."""
@@ -41,6 +45,7 @@ class Row:
             "feasible": self.feasible,
             "baseline": self.baseline,
             "on_front": self.on_front,
+            "stopped": self.stopped,
         }
 
 
@@ -101,6 +106,7 @@ def results(store: Store, name: str) -> Results:
                 feasible=is_feasible(spec, {o: mean for o, (mean, _) in means.items()}),
                 baseline=labels[number],
                 on_front=number in believed.front,
+                stopped=measured[number].stopped,
             )
         )
     return Results(spec=spec, rows=tuple(sorted(rows, key=lambda r: r.trial)), fallback=believed.fallback)
@@ -183,10 +189,10 @@ def to_csv(rows: Sequence[Row]) -> str:
     header += [f"{o}.{p}" for o in objectives for p in parts]
     header += [f"{o}.posterior_{p}" for o in objectives for p in ("mean", "stderr")]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(map(cell, header))
     for r in rows:
         weights = r.recipe.mean_weights()
-        fixed = [r.trial, r.baseline or "", r.on_front, r.feasible, r.recipe.method]
+        fixed = [r.trial, cell(r.baseline or ""), r.on_front, r.feasible, cell(r.recipe.method)]
         raw = [r.objectives[o].to_json()[p] for o in objectives for p in parts]
         writer.writerow(
             [
@@ -197,6 +203,11 @@ def to_csv(rows: Sequence[Row]) -> str:
             ]
         )
     return out.getvalue()
+
+
+def cell(text: str) -> str:
+    """A text of a CSV file that no spreadsheet takes for a formula: what begins like one gets an apostrophe."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def _believed(spec: Spec, scores: Mapping[str, Score], estimate: Estimate) -> dict[str, tuple[float, float]]:

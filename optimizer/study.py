@@ -4,13 +4,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
+from itertools import chain
+from math import inf, isfinite
 from typing import Literal
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer.baselines import Baseline, starting_points
+from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, patiently
+from optimizer.rivals import Rivals
 from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, from_document
 from search_spaces.errors import InputError
@@ -21,6 +24,7 @@ from storage.tables import now
 
 _log = logging.getLogger(__name__)
 
+_ROUNDING = 1e-9
 _PACKAGES = ("mergefront", "optuna", "torch", "transformers", "safetensors", "ray")
 
 
@@ -71,7 +75,8 @@ class DriverStudy:
 
     Our row of a measurement is written first, then Optuna is told. Whatever a crash left between the two is put right
     when the study is opened: a measured trial that still runs is told, an unmeasured one is handed out again, and
-    one whose proposal was cut off fails and counts for nothing.
+    one whose proposal was cut off fails and counts for nothing. A database that goes away is waited for; when it stays
+    away, outcomes are kept on disk until the study is opened the next time, and nothing more is proposed.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -91,12 +96,16 @@ class DriverStudy:
         self._study = store.optuna_study(name, sampler)
         # Telling asks no sampler anything; opening a Trial object by number would make this one propose.
         self._books = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
+        self._rivals = Rivals(store, name, self._books) if self.spec.search.evaluation.racing else None
         self._again: list[Assignment] = []
         self._out: dict[str, int] = {}
         self._twins: dict[str, list[int]] = {}
+        self._spool = Spool(name, store.address)
+        self._gone: Exception | None = None
+        self._take_up_spooled()
         self._put_right()
-        self._spent = sum("recipe" in t.user_attrs for t in self._study.get_trials(deepcopy=False))
         self._start: list[Baseline] = self._missing_starts()
+        self._look()
 
     @property
     def name(self) -> str:
@@ -105,16 +114,54 @@ class DriverStudy:
 
     def wants_more(self) -> bool:
         """Whether an assignment is left to hand out: one from before a crash, or a trial that is planned still."""
-        return bool(self._again) or self._spent < self.planned
+        return self._gone is None and (bool(self._again) or len(self._states) < self.planned)
 
     def propose(self) -> Assignment | None:
-        """The next assignment; None where its recipe was measured before or is out already: nobody need work."""
+        """The next assignment; None where nobody need work: its recipe was measured before or is out already, or the
+        database stays away.
+        """
+        try:
+            return patiently(self._propose, before_again=self._put_right)
+        except UNREACHABLE as e:
+            self._gone = e
+            return None
+
+    def record(self, outcome: Outcome) -> None:
+        """Keep an outcome, and the same for trials that wait with the same recipe."""
+        if self._gone is None:
+            try:
+                patiently(lambda: self._record(outcome))
+            except UNREACHABLE as e:
+                self._gone = e
+        if self._gone is not None:
+            self._spool.put(outcome)
+
+    def close(self) -> None:
+        """Raises DatabaseGone where outcomes had to be left on disk."""
+        if self._gone is not None:
+            raise DatabaseGone(
+                f"the database {self._store.address} stayed out of reach ({first_line(self._gone)}); "
+                f"{len(self._spool.waiting())} outcomes wait in {self._spool.directory}, and "
+                f"`mergefront resume {self._name}` takes them up when it is back."
+            )
+
+    def _propose(self) -> Assignment | None:
         if self._again:
-            assignment = self._again.pop(0)
-            self._out[assignment.recipe.digest] = assignment.number
-            return assignment
-        assignment = self._starting(self._start.pop(0)) if self._start else self._ask()
-        self._spent += 1
+            assignment = self._again[0]
+        elif self._start:
+            assignment = self._starting(self._start[0])
+            self._start.pop(0)
+        else:
+            assignment = self._ask()
+        if self._rivals is not None:
+            assignment = replace(assignment, rivals=self._rivals.against(assignment.number))
+        self._look()
+        # Nothing below the hand-out may fail: an assignment that is out must reach the caller.
+        handed_out = self._hand_out(assignment)
+        self._again = [a for a in self._again if a.number != assignment.number]
+        return handed_out
+
+    def _hand_out(self, assignment: Assignment) -> Assignment | None:
         digest = assignment.recipe.digest
         known = self._store.find(self._name, digest)
         if known is not None:
@@ -126,23 +173,28 @@ class DriverStudy:
         self._out[digest] = assignment.number
         return assignment
 
-    def record(self, outcome: Outcome) -> None:
-        """Keep an outcome, and the same for trials that wait with the same recipe."""
+    def _record(self, outcome: Outcome) -> None:
         digest = outcome.recipe.digest
-        self._out.pop(digest, None)
-        for number in [outcome.number, *self._twins.pop(digest, [])]:
+        for number in [outcome.number, *self._twins.get(digest, [])]:
             self._keep(replace(outcome, number=number))
+        self._out.pop(digest, None)
+        self._twins.pop(digest, None)
+        self._look()
 
     def counts(self) -> tuple[int, int, int]:
         """How many trials are measured, failed and planned."""
-        states = [t.state for t in self._study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
-        return states.count(TrialState.COMPLETE), states.count(TrialState.FAIL), self.planned
+        return self._states.count(TrialState.COMPLETE), self._states.count(TrialState.FAIL), self.planned
+
+    def _look(self) -> None:
+        """States of the trials that count towards the planned number: every one whose proposal was not cut off."""
+        self._states = [t.state for t in self._study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
 
     def _keep(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failed):
             self._store.add_failed(self._name, outcome)
-            self._books.tell(outcome.number, state=TrialState.FAIL)
-            _log.warning("trial %d failed: %s", outcome.number, outcome.reason)
+            self._books.tell(outcome.number, state=TrialState.FAIL, skip_if_finished=True)
+            about = {"trial": outcome.number, "worker": outcome.worker, "traceback": outcome.traceback}
+            _log.warning("failed: %s", outcome.reason, extra=about)
             return
         reason = _unusable(outcome, self.spec)
         if reason:
@@ -150,6 +202,8 @@ class DriverStudy:
             return
         self._store.add_measured(self._name, outcome)
         self._tell(outcome)
+        about = {"trial": outcome.number, "worker": outcome.worker, "seconds": dict(outcome.seconds)}
+        _log.info("measured%s", outcome.stopped and f", {outcome.stopped}", extra=about)
 
     def _tell(self, measured: Measured) -> None:
         """Tell Optuna plain finite floats; every step can be repeated after a crash."""
@@ -157,11 +211,14 @@ class DriverStudy:
         frozen = self._frozen(measured.number)
         trial = Trial(self._books, frozen._trial_id)
         trial.set_user_attr("stderr", [s.stderr for s in scores])
+        if measured.stopped:
+            trial.set_user_attr("stopped", measured.stopped)
         for objective, score in zip(self.spec.optimised, scores, strict=True):
             for key, value in objective.violations(score.mean).items():
                 if not any(key in attr for attr in frozen.system_attrs):
                     trial.set_constraint(key, value)
-        self._books.tell(measured.number, [float(s.mean) for s in scores], state=TrialState.COMPLETE)
+        values = [float(s.mean) for s in scores]
+        self._books.tell(measured.number, values, state=TrialState.COMPLETE, skip_if_finished=True)
 
     def _frozen(self, number: int) -> FrozenTrial:
         return next(t for t in reversed(self._books.get_trials(deepcopy=False)) if t.number == number)
@@ -183,9 +240,18 @@ class DriverStudy:
         self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs))
         return Assignment(number=self._study.get_trials(deepcopy=False)[-1].number, recipe=start.recipe)
 
+    def _take_up_spooled(self) -> None:
+        for path, outcome in self._spool.waiting():
+            self._keep(outcome)
+            path.unlink()
+            _log.warning("taken up from %s", path, extra={"trial": outcome.number})
+
     def _put_right(self) -> None:
+        known = {a.number for a in self._again} | set(self._out.values()) | set(chain(*self._twins.values()))
         measured = self._store.measured(self._name)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            if trial.number in known:
+                continue
             if trial.number in measured:
                 self._tell(measured[trial.number])
             elif "recipe" in trial.user_attrs:
@@ -216,8 +282,15 @@ class DriverStudy:
 
 def _unusable(measured: Measured, spec: Spec) -> str | None:
     """Why these scores must not be told, in words."""
-    for name, score in measured.scores.items():
-        if not (isfinite(score.mean) and isfinite(score.stderr)):
+    bounds = {o.name: o.bounds for o in spec.objectives}
+    parts = [(f"{name} ({part})", s, None) for name, found in measured.breakdown.items() for part, s in found.items()]
+    for name, score, within in [*((n, s, bounds.get(n)) for n, s in measured.scores.items()), *parts]:
+        if not (isfinite(score.mean) and isfinite(score.stderr) and score.stderr >= 0):
             return f"scores must be finite, but {name} is {score.mean} with standard error {score.stderr}."
+        if score.n < 1:
+            return f"scores must be of items, but {name} is of none."
+        low, high = within or (-inf, inf)
+        if not low - _ROUNDING <= score.mean <= high + _ROUNDING:
+            return f"scores must lie in their scorer's range, but {name} is {score.mean} and its range [{low}, {high}]."
     missing = [o.name for o in spec.optimised if o.name not in measured.scores]
     return f"every objective must be measured, but {missing[0]} is not." if missing else None

@@ -24,7 +24,7 @@ def front_table(found: Results, rows: Sequence[Row], title: str) -> Table:
     table.add_column("weights", overflow="fold")
     for row in rows:
         cells = [cell for o in found.spec.optimised for cell in _cells(row, o.name)]
-        label = row.baseline or ("" if row.feasible else "constraint not met")
+        label = row.baseline or _stopped(row) or ("" if row.feasible else "constraint not met")
         table.add_row(str(row.trial), label, *cells, weights_text(row.recipe), style=None if row.feasible else "dim")
     return table
 
@@ -114,6 +114,12 @@ def weights_text(recipe: Recipe) -> str:
     ]
     text = " + ".join(shown) or "no checkpoint"
     return text if recipe.method == "linear" else f"{recipe.method}: {text}"
+
+
+def _stopped(row: Row) -> str:
+    """``stopped after 120 of 609 items``, from the reason that a race gave."""
+    _, after, how_much = row.stopped.rpartition(" after ")
+    return f"stopped{after}{how_much}" if row.stopped else ""
 
 
 def _kind(row: Row) -> str:

@@ -1,61 +1,100 @@
 """Finalists on fresh items: the validation split picks, the report split reports."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.study import StudyDirection
 
+from optimizer import claims
+from optimizer.claims import Claim, Gap, Neighbours
 from optimizer.front import non_dominated
+from optimizer.outcomes import Outcomes
 from optimizer.results import Results, Row, is_feasible, results
-from optimizer.spec import ObjectiveSpec, Spec
+from optimizer.spec import BASE, ObjectiveSpec, Spec
 from optimizer.watcher import Watcher
+from search_spaces.recipe import digest_of
 from storage.records import SPLITS, Assignment, Failed, Measured, Outcome, Score
 from storage.store import Store
 from workers.pool import Pool
+from workers.suites import normalised
+
+_USES = "report_picks"
+"""The study's note of which picks its report items were asked for, one list a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalist:
-    """A trial on the front, or a baseline, with its scores by split and objective."""
+    """A trial on the front or near it, or a baseline, with its scores by split and objective.
+
+    ``parts`` are those scores' parts (a language, a rate of refusal); ``optimism`` is the search's figure minus the
+    freshest one.
+    """
 
     trial: int
     baseline: str | None
     splits: Mapping[str, Mapping[str, Score]]
+    parts: Mapping[str, Mapping[str, Mapping[str, Score]]]
+    optimism: Mapping[str, Gap]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """Finalists, and which of them the validation split picks: merges, feasible there and dominated by no other."""
+    """Finalists, and which of them the validation split picks: merges, feasible there and dominated by no other.
+
+    Attributes:
+        claims: every pick against every source checkpoint on the report split, one family (Holm).
+        neighbours: picks that follow each other along the front. watched: picks against the base and the best source
+        on watched objectives. warnings: what must be said aloud: such losses, and report items used before.
+    """
 
     spec: Spec
     picked: tuple[int, ...]
     finalists: tuple[Finalist, ...]
+    claims: tuple[Claim, ...]
+    neighbours: tuple[Neighbours, ...]
+    watched: tuple[Claim, ...]
+    warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The form that the command line prints; low and high are the 95 % interval."""
-        bounds = {o.name: o.bounds for o in self.spec.objectives}
         return {
             "picked": list(self.picked),
-            "finalists": [
-                {
-                    "trial": f.trial,
-                    "baseline": f.baseline,
-                    "splits": {
-                        split: {name: _with_interval(s, bounds[name]) for name, s in scores.items()}
-                        for split, scores in f.splits.items()
-                    },
-                }
-                for f in self.finalists
-            ],
+            "finalists": [self._finalist(f) for f in self.finalists],
+            "claims": [c.to_json() for c in self.claims],
+            "neighbours": [n.to_json() for n in self.neighbours],
+            "watched": [c.to_json() for c in self.watched],
+            "warnings": list(self.warnings),
+        }
+
+    def to_text(self) -> str:
+        """What the table cannot say: claims, optimism gaps, neighbours."""
+        family = len(self.claims)
+        lines = []
+        for finalist in [f for f in self.finalists if f.trial in self.picked]:
+            lines.append(f"trial {finalist.trial}, picked:")
+            lines += claims.claims_text(finalist.trial, self.claims, family)
+            lines.append(claims.gaps_text(finalist.optimism, self.spec.objectives))
+        return "\n".join([*filter(None, lines), *map(claims.neighbours_text, self.neighbours)])
+
+    def _finalist(self, finalist: Finalist) -> dict[str, Any]:
+        bounds = {o.name: o.bounds for o in self.spec.objectives}
+        return {
+            "trial": finalist.trial,
+            "baseline": finalist.baseline,
+            "splits": {
+                split: {name: _with_interval(s, bounds[name]) for name, s in scores.items()}
+                for split, scores in finalist.splits.items()
+            },
+            "optimism": {name: asdict(gap) for name, gap in finalist.optimism.items()},
         }
 
 
 def finalists(found: Results) -> list[Row]:
-    """The front and every baseline, each once."""
-    chosen = {r.trial: r for r in [*found.front, *found.baselines]}
+    """The front, merges within one standard error of it, and every baseline, each once."""
+    chosen = {r.trial: r for r in [*found.front, *_near(found), *found.baselines]}
     return list(chosen.values())
 
 
@@ -67,8 +106,60 @@ def validate(store: Store, name: str, pool: Pool, watcher: Watcher) -> Validatio
     merges = {r.trial for r in found.merges}
     picked = _picked(found.spec, [r.trial for r in rows if r.trial in merges], store.measured(name, "validation"))
     reported = [r for r in rows if r.trial in picked or r.baseline is not None]
+    outcomes = Outcomes(store, name, "report")
+    used = _mark_used(store, name, outcomes, picked, [r.trial for r in reported])
     _measure(store, name, pool, reported, "report", watcher)
-    return _validation(store, name, found.spec, rows, picked, reported)
+    measured = {split: store.measured(name, split) for split in SPLITS}
+    return _validation(outcomes, measured, rows, picked, reported, used)
+
+
+def _near(found: Results) -> list[Row]:
+    """Merges off the front that would be on it, were each of their posterior means one standard error better."""
+    objectives = found.spec.optimised
+    directions = [_direction(o) for o in objectives]
+    front = [[r.posterior[o.name][0] for o in objectives] for r in found.front]
+    near = []
+    for row in [r for r in found.merges if r.feasible and not r.on_front and not r.stopped]:
+        better = [
+            mean + (stderr if o.maximise else -stderr) for o in objectives for mean, stderr in [row.posterior[o.name]]
+        ]
+        if not front or len(front) in non_dominated(np.array([*front, better]), directions):
+            near.append(row)
+    return near
+
+
+def _mark_used(
+    store: Store, name: str, outcomes: Outcomes, picked: Sequence[int], reported: Sequence[int]
+) -> list[str]:
+    """Mark the report items as used before anybody sees a figure; returns who used them earlier, one sentence each.
+
+    Picks that are asked about again are the same use; other picks on the same items are another one.
+    """
+    earlier: list[list[int]] = list(store.notes(name).get(_USES, []))
+    fresh = not set(reported) <= set(store.measured(name, "report"))
+    said = []
+    for suite, digest in _report_digests(outcomes).items():
+        uses = store.report_uses(digest)
+        own = next((i for i, use in enumerate(uses) if use.rpartition(" at ")[0] == name), len(uses))
+        if fresh:
+            store.add_report_use(name, digest)
+        said += [f"the report items of {suite} were used before, by {use}." for use in uses[:own]]
+    if fresh and sorted(picked) not in earlier:
+        earlier.append(sorted(picked))
+        store.note(name, _USES, earlier)
+    others = "; ".join(", ".join(map(str, trials)) or "none" for trials in earlier if trials != sorted(picked))
+    if others:
+        said.append(f"this study has used its report items before, for other picks ({others}): they are not fresh now.")
+    return said
+
+
+def _report_digests(outcomes: Outcomes) -> dict[str, str]:
+    """Each suite's report items, by what they are and ask."""
+    asked: dict[str, list[list[str]]] = {}
+    for objective in outcomes.spec.objectives:
+        for suite, item in outcomes.items(objective):
+            asked.setdefault(suite, []).append([item.id, normalised(item)])
+    return {suite: digest_of(sorted(items)) for suite, items in asked.items()}
 
 
 def _measure(store: Store, name: str, pool: Pool, rows: Sequence[Row], split: str, watcher: Watcher) -> None:
@@ -108,25 +199,40 @@ def _direction(objective: ObjectiveSpec) -> StudyDirection:
 
 
 def _validation(
-    store: Store, name: str, spec: Spec, rows: Sequence[Row], picked: tuple[int, ...], reported: Sequence[Row]
+    outcomes: Outcomes,
+    measured: Mapping[str, Mapping[int, Measured]],
+    rows: Sequence[Row],
+    picked: tuple[int, ...],
+    reported: Sequence[Row],
+    used: Sequence[str],
 ) -> Validation:
-    measured = {split: store.measured(name, split) for split in SPLITS}
-    shown = {r.trial for r in reported}
+    there = {r.baseline: r.trial for r in reported if r.baseline and r.trial in measured["report"]}
+    known = [n for n in picked if n in measured["report"]]
+    sources = {c.name: there[c.name] for c in outcomes.spec.checkpoints if c.name in there}
+    rivals = {BASE: there[BASE]} | sources if BASE in there else sources
+    watched = claims.watched(outcomes, known, rivals, {n: m.scores for n, m in measured["validation"].items()})
     return Validation(
-        spec=spec,
+        spec=outcomes.spec,
         picked=picked,
-        finalists=tuple(
-            Finalist(
-                trial=r.trial,
-                baseline=r.baseline,
-                splits={
-                    split: measured[split][r.trial].scores
-                    for split in SPLITS
-                    if r.trial in measured[split] and (split != "report" or r.trial in shown)
-                },
-            )
-            for r in rows
-        ),
+        finalists=tuple(_finalist(outcomes.spec, r, measured, {s.trial for s in reported}) for r in rows),
+        claims=claims.against(outcomes, known, sources),
+        neighbours=claims.neighbours(outcomes, known, {n: m.scores for n, m in measured["report"].items()}),
+        watched=watched,
+        warnings=(*used, *(claims.loss_text(c) for c in watched if c.verdict == "worse")),
+    )
+
+
+def _finalist(spec: Spec, row: Row, measured: Mapping[str, Mapping[int, Measured]], shown: set[int]) -> Finalist:
+    there = {
+        s: measured[s][row.trial] for s in SPLITS if row.trial in measured[s] and (s != "report" or row.trial in shown)
+    }
+    splits = {split: m.scores for split, m in there.items()}
+    return Finalist(
+        trial=row.trial,
+        baseline=row.baseline,
+        splits=splits,
+        parts={split: m.breakdown for split, m in there.items()},
+        optimism=claims.gaps(spec.optimised, splits),
     )
 
 

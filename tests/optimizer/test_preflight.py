@@ -5,8 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from optimizer import preflight
+from optimizer import memory, preflight
 from optimizer.spec import Spec, load_spec
+from storage.checkpoints import Checkpoint
+from workers.placement import place
 
 
 @pytest.fixture
@@ -53,10 +55,76 @@ def test_a_trial_and_the_study_are_timed_by_running_one(spec: Spec) -> None:
 
 
 def test_live_models_that_do_not_fit_are_refused_with_the_sizes(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "_available_memory", lambda: 1000)
     (problem,) = report(spec).problems
     assert problem.startswith("the live models must fit into memory, but they need")
     assert problem.endswith("1,000 bytes is free.")
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., memory.Memory]:
+    """The arithmetic for a GPU with so many bytes free, on a host with so many."""
+
+    def look(spec: Spec, gpu: int, host: int = 1 << 40) -> memory.Memory:
+        monkeypatch.setattr(memory, "_free_on_gpu", lambda: gpu)
+        monkeypatch.setattr(memory, "_available_memory", lambda: host)
+        checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
+        return memory.memory_of(spec, checkpoints, device="cuda", workers=2)
+
+    return look
+
+
+def bytes_of(spec: Spec, count: int) -> int:
+    """Of so many of the study's models, which are float32."""
+    return count * 4 * flat(spec.base).numel()
+
+
+def test_a_family_that_fits_on_the_gpu_is_resident(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
+    found = on_gpu(spec, 1 << 30)
+    assert found.problem is None
+    assert found.warnings == ()
+    assert f"live model {memory.size_of(bytes_of(spec, 1))}" in found.fact
+    assert f"checkpoints {memory.size_of(bytes_of(spec, 4))} resident" in found.fact
+
+
+@pytest.mark.parametrize(("method", "read"), [("linear", 3), ("ties", 4)])
+def test_a_family_that_does_not_fit_is_streamed_and_what_moves_is_said(
+    method: str, read: int, study_file: Callable[..., Path], on_gpu: Callable[..., memory.Memory]
+) -> None:
+    spec = load_spec(study_file(search_space={"method": method}))
+    tight = int((bytes_of(spec, 5)) / 0.9) - 100  # the live model and four sources, and a tenth to run in
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.placement.BUFFER", 1000)
+        found = on_gpu(spec, tight)
+        assert on_gpu(spec, tight + 200).fact.count("resident") == 1
+    assert found.problem is None
+    assert f"streamed from the host, up to {memory.size_of(bytes_of(spec, read))} a trial" in found.fact
+
+
+def test_a_live_model_that_does_not_fit_on_the_gpu_is_refused(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
+    problem = on_gpu(spec, 1000).problem
+    assert problem is not None
+    assert problem.startswith("the live models must fit into memory, but they need 512.0 MiB")
+
+
+def test_what_slows_streaming_down_is_said(
+    study_file: Callable[..., Path], on_gpu: Callable[..., memory.Memory]
+) -> None:
+    searched = load_spec(study_file(search_space={"method": ["linear", "ties"], "density": [0.3, 1.0]}))
+    gpu = 600 << 20  # room for the buffers, none for the family
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "place", lambda **sizes: place(**sizes | {"sources": 1 << 30}))
+        (selecting, disk) = on_gpu(searched, gpu, host=1000).warnings
+        fixed = load_spec(study_file(search_space={"method": "ties", "density": 0.5}))
+        assert on_gpu(fixed, gpu).warnings == ()
+        della = load_spec(study_file(search_space={"method": "della", "density": 0.5}))
+        assert "of ranks that della keeps" in on_gpu(della, gpu).fact
+        assert on_gpu(della, gpu, host=1000).problem is not None
+    assert selecting == (
+        "checkpoints are streamed, so ties with a searched density selects its thresholds on the host in every trial: "
+        "a fixed density does so once."
+    )
+    assert disk.endswith("1,000 bytes of memory is free for them: every trial will wait for the disk.")
 
 
 def test_another_tokenizer_and_another_template_are_told(
@@ -84,8 +152,3 @@ def test_a_parameter_that_no_method_takes_is_said_to_change_nothing(study_file: 
     (warning,) = (w for w in report(spec).warnings if w.startswith("density"))
     assert warning.startswith("density changes nothing: it is a parameter of ties")
     assert warning.endswith("and the method is linear.")
-
-
-def test_racing_is_said_to_be_missing_and_not_passed_over(study_file: Callable[..., Path]) -> None:
-    spec = load_spec(study_file(search={"trials": 20, "evaluation": {"racing": True}}))
-    assert "racing is not available in this version: every trial answers all its items." in report(spec).warnings

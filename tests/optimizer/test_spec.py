@@ -49,6 +49,14 @@ def test_constraints_are_negative_where_they_hold(study_file: Callable[..., Path
     assert list(objective.violations(0.8).values()) == [pytest.approx(0.1), pytest.approx(-0.15)]
 
 
+@pytest.mark.parametrize(("given", "across"), [("cvar", "cvar"), ({"cvar": 0.5}, "cvar:0.5"), ({"aa": 1.0}, {"aa": 1.0})])
+def test_how_languages_count_reaches_the_worker(
+    study_file: Callable[..., Path], given: object, across: object
+) -> None:
+    spec = load_spec(study_file(objectives=[OBJECTIVE | {"across_languages": given}]))
+    assert spec.setup(device="cpu").objectives[0].across == across
+
+
 SUITE: dict[str, Any] = {"path": "suites/choice.jsonl", "scorer": "multiple_choice"}
 OBJECTIVE: dict[str, Any] = {"name": "general", "suites": [SUITE]}
 ALPHA = {"name": "alpha", "model": "models/alpha"}
@@ -56,6 +64,8 @@ BETA = {"name": "beta", "model": "models/beta"}
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"serach": {}}, r"line \d+: keys must be known, but serach is not \(keys here: study, base, checkpoints"),
+    ({"objectives": [OBJECTIVE | {"across_languages": {"cvar": 1.5}}]}, r"across_languages must be \{cvar: SHARE\} with one share in \(0, 1\], but got"),
+    ({"objectives": [OBJECTIVE | {"across_languages": {"cvar": 0.5, "aa": 1.0}}]}, r"across_languages must be \{cvar: SHARE\}"),
     ({"search": {"trails": 5}}, r"keys must be known, but search.trails is not \(keys here: trials, sampler"),
     ({"checkpoints": [ALPHA, BETA, ALPHA]}, "a checkpoint's or reference's name must stand once .* but 'alpha' stands twice"),
     ({"checkpoints": [ALPHA, BETA], "references": [BETA]}, "'beta' stands twice"),

@@ -1,0 +1,78 @@
+"""A driver's life: it holds its study while it runs, and pauses when it is told to."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from optimizer.logs import STUDY
+from optimizer.patience import UNREACHABLE, first_line
+from storage.lease import Heartbeat, Holder
+from storage.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+class Pause:
+    """Whether somebody asked for a pause. The first Ctrl-C or SIGTERM asks, the second leaves at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self) -> None:
+        """Hand out nothing new; what runs is waited for."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        _log.warning("pausing: waiting for the running trials; once more leaves at once, and they are run again later")
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def holding(store: Store, name: str) -> Iterator[None]:
+    """Be the study's one driver. Raises StoreError where another one is; a sign of life is given all the while."""
+
+    def renew() -> None:
+        try:
+            store.renew(name)
+        except UNREACHABLE as e:
+            _log.info("no sign of life could be given: %s", first_line(e))
+
+    store.hold(name, Holder.me())
+    heartbeat = Heartbeat(renew)
+    named = STUDY.set(name)
+    _log.info("driving the study from process %d", os.getpid())
+    try:
+        yield
+    finally:
+        _log.info("driving ends")
+        STUDY.reset(named)
+        heartbeat.stop()
+        try:
+            store.release(name)
+        except UNREACHABLE as e:
+            _log.info("the study could not be let go of, its hold ends by itself: %s", first_line(e))
+
+
+@contextmanager
+def pausing() -> Iterator[Pause]:
+    """A pause that Ctrl-C and SIGTERM ask for. Outside the main thread nobody asks: signals arrive there alone."""
+    pause = Pause()
+    if threading.current_thread() is not threading.main_thread():
+        yield pause
+        return
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        pause.ask()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield pause
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
