@@ -41,6 +41,11 @@ class _Sizes:
 def memory_of(spec: Spec, checkpoints: Mapping[str, Checkpoint], *, device: str, workers: int) -> Memory:
     """Look at a family on this machine; ``device`` is ``cpu`` or ``cuda``, where each worker has a GPU of its own."""
     sizes = _sizes(spec, checkpoints)
+    if device == "cuda" and not torch.cuda.is_available():
+        return Memory(
+            fact=f"live model {size_of(sizes.model)}, checkpoints {size_of(sizes.sources)}; there is no GPU here to "
+            "measure: each worker finds out whether they fit on its own"
+        )
     return _on_gpu(spec, sizes, workers) if device == "cuda" else _on_cpu(sizes, workers)
 
 

@@ -237,8 +237,7 @@ class ObjectiveSpec(_Strict):
         share = self.across_languages.get("cvar") if isinstance(self.across_languages, dict) else None
         if share is not None and not (len(self.across_languages) == 1 and 0 < share <= 1):
             raise ValueError(
-                "across_languages must be {cvar: SHARE} with one share in (0, 1], "
-                f"but got {self.across_languages}"
+                f"across_languages must be {{cvar: SHARE}} with one share in (0, 1], but got {self.across_languages}"
             )
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"at_least must not exceed at_most, but got {self.at_least} and {self.at_most}")

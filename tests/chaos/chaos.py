@@ -249,7 +249,7 @@ def run(directory: Path, kills: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Run, print the table, leave the summary as ``summary.json``; exits with 1 where anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="at least 4, one of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dir", type=Path, required=True, help="is made, and must not exist")
     options = parser.parse_args()
@@ -266,8 +266,11 @@ def main() -> None:
 
 def _plan(kills: int, chance: random.Random) -> list[str]:
     """So many kills of each kind, at least one, in random order."""
-    plan = [kind for kind, percent in KINDS.items() for _ in range(max(kills * percent // 100, 1))][:kills]
-    plan += chance.choices(list(KINDS), k=kills - len(plan))
+    counts = {kind: max(kills * percent // 100, 1) for kind, percent in KINDS.items()}
+    while sum(counts.values()) != kills:
+        step = 1 if sum(counts.values()) < kills else -1
+        counts[max(counts, key=counts.__getitem__)] += step
+    plan = [kind for kind, count in counts.items() for _ in range(count)]
     chance.shuffle(plan)
     return plan
 

@@ -66,6 +66,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., memory.Memory]:
     """The arithmetic for a GPU with so many bytes free, on a host with so many."""
 
     def look(spec: Spec, gpu: int, host: int = 1 << 40) -> memory.Memory:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(memory, "_free_on_gpu", lambda: gpu)
         monkeypatch.setattr(memory, "_available_memory", lambda: host)
         checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
@@ -85,6 +86,14 @@ def test_a_family_that_fits_on_the_gpu_is_resident(spec: Spec, on_gpu: Callable[
     assert found.warnings == ()
     assert f"live model {memory.size_of(bytes_of(spec, 1))}" in found.fact
     assert f"checkpoints {memory.size_of(bytes_of(spec, 4))} resident" in found.fact
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_driver_without_a_gpu_leaves_the_question_to_its_workers(spec: Spec) -> None:
+    checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
+    found = memory.memory_of(spec, checkpoints, device="cuda", workers=2)
+    assert found.problem is None
+    assert found.fact.endswith("there is no GPU here to measure: each worker finds out whether they fit on its own")
 
 
 @pytest.mark.parametrize(("method", "read"), [("linear", 3), ("ties", 4)])

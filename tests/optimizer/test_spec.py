@@ -49,10 +49,10 @@ def test_constraints_are_negative_where_they_hold(study_file: Callable[..., Path
     assert list(objective.violations(0.8).values()) == [pytest.approx(0.1), pytest.approx(-0.15)]
 
 
-@pytest.mark.parametrize(("given", "across"), [("cvar", "cvar"), ({"cvar": 0.5}, "cvar:0.5"), ({"aa": 1.0}, {"aa": 1.0})])
-def test_how_languages_count_reaches_the_worker(
-    study_file: Callable[..., Path], given: object, across: object
-) -> None:
+@pytest.mark.parametrize(
+    ("given", "across"), [("cvar", "cvar"), ({"cvar": 0.5}, "cvar:0.5"), ({"aa": 1.0}, {"aa": 1.0})]
+)
+def test_how_languages_count_reaches_the_worker(study_file: Callable[..., Path], given: object, across: object) -> None:
     spec = load_spec(study_file(objectives=[OBJECTIVE | {"across_languages": given}]))
     assert spec.setup(device="cpu").objectives[0].across == across
 

