@@ -81,7 +81,9 @@ def _config(directory: Path) -> dict[str, Any]:
 def _check_alphas(config: Mapping[str, Any], directory: Path) -> None:
     """lora_alpha and alpha_pattern must be numbers, and the patterns such as cannot run for ever."""
     patterns = config.get("alpha_pattern") or {}
-    alphas = [config.get("lora_alpha", 8), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"alpha_pattern must map patterns to numbers, but {directory} has {str(patterns)[:100]}.")
+    alphas = [config.get("lora_alpha", 8), *patterns.values()]
     wrong = [v for v in alphas if isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < _MOST_ALPHA]
     if wrong:
         raise CheckpointError(f"an adapter's alphas must be numbers, but {directory} has {str(wrong[0])[:100]!r}.")

