@@ -261,9 +261,10 @@ class ObjectiveSpec(_Strict):
 
 
 class EvaluationSpec(_Strict):
-    """How much of the search split each trial answers."""
+    """How many items of each suite a trial answers in the search, how many finalists do on fresh ones, and racing."""
 
     items: Annotated[int, Field(gt=1)] | None = None
+    fresh_items: Annotated[int, Field(gt=1)] | None = None
     racing: bool = False
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
 
@@ -384,6 +385,7 @@ class Spec(_Strict):
                 scorer=suite.scorer,
                 options=suite.options,
                 items=self.search.evaluation.items,
+                fresh_items=self.search.evaluation.fresh_items,
             )
             for i, suite in enumerate(objective.suites)
         )

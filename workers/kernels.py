@@ -93,6 +93,8 @@ class Compiled:
             return
         try:
             _compiled(todo.kernel)(out, _operands(_padded(todo)))
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            self._loop.write(todo, out)  # one form more than are compiled; the others still are
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError, OSError) as e:
             _log.warning("merging in a plain loop, the compiler failed: %s", str(e).strip().split("\n")[0])
             self._works = False

@@ -6,6 +6,7 @@ from typing import Any
 
 from search_spaces.errors import InputError
 from storage.checkpoints import Source
+from storage.records import SPLITS
 from workers.lm_eval_suites import LmEval
 from workers.racing import Rules
 from workers.scorers import make_scorer
@@ -16,7 +17,8 @@ from workers.suites import SuiteFiles, choose, read_splits, split_items
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuitePlan:
-    """A suite's files, its scorer by name, and at most how many items of the search split are asked.
+    """A suite's files, its scorer by name, and at most how many items are asked: ``items`` of the search split,
+    ``fresh_items`` of each of the others.
 
     A task of lm-evaluation-harness has no files: its documents are the items.
     """
@@ -26,17 +28,19 @@ class SuitePlan:
     scorer: str
     options: Mapping[str, Any] = field(default_factory=dict)
     items: int | None = None
+    fresh_items: int | None = None
 
     def load(self) -> dict[str, Suite]:
         """The suite of each split; raises InputError for files that are missing, broken or overlapping."""
         scorer = make_scorer(self.scorer, self.options)
+        most = {split: self.items if split == "search" else self.fresh_items for split in SPLITS}
         if isinstance(scorer, LmEval):
-            splits = split_items(scorer.items(), scorer.title)
+            every = split_items(scorer.items(), scorer.title)
+            splits = {split: choose(items, most[split]) for split, items in every.items()}
         elif self.files is not None:
-            splits = read_splits(self.files)
+            splits = read_splits(self.files, most)
         else:
             raise InputError(f"a suite must have a path, but {self.key} has none.")
-        splits["search"] = choose(splits["search"], self.items)
         return {split: Suite(key=self.key, scorer=scorer, items=tuple(items)) for split, items in splits.items()}
 
 

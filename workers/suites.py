@@ -2,12 +2,15 @@
 
 import hashlib
 import unicodedata
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from itertools import chain, combinations, zip_longest
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from search_spaces.errors import InputError
 from storage.records import SPLITS
@@ -57,11 +60,9 @@ def read_items(path: Path) -> list[Item]:
     """Every item of a JSONL file, in its order. Raises InputError naming the line that is wrong."""
     items: list[Item] = []
     seen: set[str] = set()
-    for number, line in _lines(path):
-        place = f"{path}, line {number}"
-        item = _item(line, place)
+    for place, item in _placed(path):
         if item.id in seen:
-            raise InputError(f"{place}: ids must be unique, but {item.id!r} stands there twice.")
+            raise InputError(f"{place}: ids must be unique, but {_shown(item.id)} stands there twice.")
         seen.add(item.id)
         items.append(item)
     if not items:
@@ -69,25 +70,104 @@ def read_items(path: Path) -> list[Item]:
     return items
 
 
-def read_splits(files: SuiteFiles) -> dict[str, list[Item]]:
+def _placed(path: Path) -> Iterator[tuple[str, Item]]:
+    """Items one by one, each with where it stands."""
+    for number, line in _lines(path):
+        place = f"{path}, line {number}"
+        yield place, _item(line, place)
+
+
+def read_splits(files: SuiteFiles, most: Mapping[str, int | None] | None = None) -> dict[str, list[Item]]:
     """The items of each split. A single file is split by a hash of ``group``, else ``id``; a file of its own takes
     its split whole, and what would have fallen into that split stays with the search.
 
+    Args:
+        most: how many items of a split are kept, chosen as :func:`choose` does; the others do not stay in memory.
     Raises: InputError where an id, a group or one question under two ids stands in two splits, or a split is empty.
     """
+    samples = {split: _Sample((most or {}).get(split)) for split in SPLITS}
+    facts = _Facts()
+    for split, item in _streamed(files):
+        facts.add(split, item)
+        samples[split].add(item)
+    if facts.clash():
+        _check_disjoint(_all_items(files), files)  # with names and lines this time
+    for split, sample in samples.items():
+        if not sample.count:
+            raise InputError(f"every split must have items, but {split} of {files.path} has none.")
+    return {split: sample.chosen() for split, sample in samples.items()}
+
+
+def _streamed(files: SuiteFiles) -> Iterator[tuple[str, Item]]:
     own = {"validation": files.validation, "report": files.report}
-    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    for item in read_items(files.path):
+    for _, item in _placed(files.path):
         split = split_of(item)
-        splits["search" if own.get(split) else split].append(item)
+        yield ("search" if own.get(split) else split), item
     for split, path in own.items():
         if path is not None:
-            splits[split] = read_items(path)
-    _check_disjoint(splits, files)
-    for split, items in splits.items():
-        if not items:
-            raise InputError(f"every split must have items, but {split} of {files.path} has none.")
+            yield from ((split, item) for _, item in _placed(path))
+
+
+def _all_items(files: SuiteFiles) -> dict[str, list[Item]]:
+    """Every item at once, which tells twice the same id with its line."""
+    for path in (files.path, files.validation, files.report):
+        if path is not None:
+            read_items(path)
+    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    for split, item in _streamed(files):
+        splits[split].append(item)
     return splits
+
+
+class _Sample:
+    """At most so many items of a stream: the ones that `choose` takes of the whole of it."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._strata: dict[tuple[str, str | None], list[tuple[int, Item]]] = defaultdict(list)
+        self.count = 0
+
+    def add(self, item: Item) -> None:
+        """One more; what can no longer be chosen is let go of now and then."""
+        stratum = self._strata[item.lang, item.label]
+        stratum.append((self.count, item))
+        self.count += 1
+        if self._most is not None and len(stratum) > 2 * max(self._most, 500):
+            stratum.sort(key=lambda entry: _rank(entry[1]))
+            del stratum[self._most :]
+
+    def chosen(self) -> list[Item]:
+        """What `choose` takes of all that came."""
+        kept = sorted((entry for stratum in self._strata.values() for entry in stratum), key=lambda entry: entry[0])
+        if self._most is None or self.count <= self._most:
+            return [item for _, item in kept]
+        strata = [[item for _, item in stratum] for stratum in self._strata.values()]
+        return _in_turn(strata, self._most)
+
+
+class _Facts:
+    """Which ids, groups and questions stand in which split, as 64-bit hashes: eight bytes each."""
+
+    def __init__(self) -> None:
+        self._found = {kind: {split: array("Q") for split in SPLITS} for kind in ("id", "group", "question")}
+
+    def add(self, split: str, item: Item) -> None:
+        """Remember an item."""
+        self._found["id"][split].append(_hash(item.id))
+        self._found["question"][split].append(_hash(normalised(item)))
+        if item.group:
+            self._found["group"][split].append(_hash(item.group))
+
+    def clash(self) -> bool:
+        """Whether an id stands twice, or a group or question in two splits (or two hashes of many are equal)."""
+        ids = np.concatenate([np.array(found, dtype=np.uint64) for found in self._found["id"].values()])
+        if len(np.unique(ids)) < len(ids):
+            return True
+        return any(
+            len(np.intersect1d(np.array(a, dtype=np.uint64), np.array(b, dtype=np.uint64)))
+            for kind in ("group", "question")
+            for a, b in combinations(self._found[kind].values(), 2)
+        )
 
 
 def split_items(items: Sequence[Item], source: str) -> dict[str, list[Item]]:
@@ -119,9 +199,18 @@ def choose(items: Sequence[Item], most: int | None) -> list[Item]:
     strata: dict[tuple[str, str | None], list[Item]] = defaultdict(list)
     for item in items:
         strata[item.lang, item.label].append(item)
-    ordered = [sorted(stratum, key=lambda i: (_hash(i.group or i.id), i.id)) for stratum in strata.values()]
+    return _in_turn(list(strata.values()), most)
+
+
+def _in_turn(strata: Sequence[Sequence[Item]], most: int) -> list[Item]:
+    """One of each stratum after the other, each stratum in the order of its ranks."""
+    ordered = [sorted(stratum, key=_rank) for stratum in strata]
     in_turn = chain.from_iterable(zip_longest(*ordered))
     return [item for item in in_turn if item is not None][:most]
+
+
+def _rank(item: Item) -> tuple[int, str]:
+    return _hash(item.group or item.id), item.id
 
 
 def _hash(text: str) -> int:

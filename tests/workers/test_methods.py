@@ -372,3 +372,20 @@ def test_every_method_of_the_catalogue_is_there_and_no_other() -> None:
     assert set(FUNCTIONS) == set(CATALOGUE)
     assert {p for m in CATALOGUE.values() for p in m.parameters} == set(PARAMETERS)
     assert all(p.holds(p.default) and not p.holds(inf) for p in PARAMETERS.values())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's compiler uses what torch deprecates
+def test_one_form_more_than_the_compiler_keeps_goes_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    torch.compiler.reset()
+    compiled = Compiled()
+    for count in (2, 3):
+        inputs = family(5, count, (200, 130), torch.bfloat16)
+        todo = flat(plan("linear", inputs, dict.fromkeys(inputs.tensors, 1 / count), {}))
+        with torch.inference_mode():
+            outs = [torch.empty(inputs.base.numel(), dtype=torch.bfloat16) for _ in range(2)]
+            compiled.write(todo, outs[0])
+            Loop().write(todo, outs[1])
+        assert bits(outs[0]) == bits(outs[1])
+    assert compiled._works
+    torch.compiler.reset()

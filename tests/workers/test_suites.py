@@ -1,8 +1,11 @@
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from search_spaces.errors import InputError
 from workers.suites import Item, SuiteFiles, choose, read_items, read_splits, split_of
@@ -131,3 +134,37 @@ def test_chosen_items_are_even_over_languages_and_keep_translations_together() -
     assert len(chosen) == 30
     assert {(i.lang, i.label) for i in chosen} == {(x, y) for x in ("aa", "bb", "cc") for y in ("harmful", "benign")}
     assert len({i.group for i in chosen}) == 10
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["en", "fr"]), st.sampled_from(["harmful", "benign", None])), min_size=200, max_size=400),
+    st.integers(2, 40),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_a_suite_that_is_streamed_gives_the_items_that_are_chosen_of_all(
+    tmp_path: Path, kinds: list[tuple[str, str | None]], most: int
+) -> None:
+    lines = [
+        {"id": str(i), "prompt": f"p{i}", "lang": lang, "group": f"g{i // 2}"}
+        | ({"label": label} if label else {})
+        for i, (lang, label) in enumerate(kinds)
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = read_splits(SuiteFiles(path=path))
+    kept = read_splits(SuiteFiles(path=path), dict.fromkeys(whole, most))
+    assert kept == {split: choose(items, most) for split, items in whole.items()}
+
+
+def test_a_long_suite_is_read_without_being_kept(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("w") as file:
+        for i in range(40_000):
+            file.write(json.dumps({"id": str(i), "prompt": f"{i} " * 20, "lang": "en", "target": "x"}) + "\n")
+    most = dict.fromkeys(("search", "validation", "report"), 50)
+    tracemalloc.start()
+    splits = read_splits(SuiteFiles(path=path), most)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {split: len(items) for split, items in splits.items()} == most
+    assert peak < path.stat().st_size < 8_000_000
