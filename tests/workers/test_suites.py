@@ -136,17 +136,16 @@ def test_chosen_items_are_even_over_languages_and_keep_translations_together() -
     assert len({i.group for i in chosen}) == 10
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["en", "fr"]), st.sampled_from(["harmful", "benign", None])), min_size=200, max_size=400),
-    st.integers(2, 40),
-)
+KINDS = st.tuples(st.sampled_from(["en", "fr"]), st.sampled_from(["harmful", "benign", None]))
+
+
+@given(st.lists(KINDS, min_size=200, max_size=400), st.integers(2, 40))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 def test_a_suite_that_is_streamed_gives_the_items_that_are_chosen_of_all(
     tmp_path: Path, kinds: list[tuple[str, str | None]], most: int
 ) -> None:
     lines = [
-        {"id": str(i), "prompt": f"p{i}", "lang": lang, "group": f"g{i // 2}"}
-        | ({"label": label} if label else {})
+        {"id": str(i), "prompt": f"p{i}", "lang": lang, "group": f"g{i // 2}"} | ({"label": label} if label else {})
         for i, (lang, label) in enumerate(kinds)
     ]
     path = tmp_path / "x.jsonl"
