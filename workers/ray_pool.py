@@ -137,7 +137,7 @@ class RayPool:
     def close(self) -> None:
         """Kill the actors; stop Ray if this pool started it."""
         for slot in self._slots:
-            _kill(slot)
+            ray.kill(slot.actor)
         self._slots.clear()
         self._idle.clear()
         self._jobs.clear()
@@ -230,7 +230,8 @@ class RayPool:
         if len(slot.faults) >= _FAULTS:
             self._retire(slot, f"it failed {_FAULTS} times in a row, the last with: {reason}")
             return
-        _kill(slot)
+        ray.kill(slot.actor)
+        slot.pid = 0
         slot.actor, slot.told = self._actor.remote(self._setup), 0
         self._open(slot)
 
@@ -238,7 +239,7 @@ class RayPool:
         """Do without this place from now on."""
         self._retired = f"the worker {slot} is retired: {reason}"
         _log.error(self._retired)
-        _kill(slot)
+        ray.kill(slot.actor)
         self._slots.remove(slot)
 
     def _require_workers(self) -> None:
@@ -269,6 +270,8 @@ class RayPool:
 
     def _give_up(self, ref: Any) -> Outcome | None:
         job = self._jobs.pop(ref)
+        if job.slot.pid:
+            _end_stopped(job.slot)
         return self._replace(job, f"no answer from {job.slot} after {monotonic() - job.begun:.0f} s")
 
     def _first_contact(self) -> None:
@@ -331,13 +334,11 @@ class _Actor:
         return worker.run(assignment)
 
 
-def _kill(slot: _Slot) -> None:
-    """End an actor; a process of this machine also where it is stopped and answers nobody."""
-    ray.kill(slot.actor)
-    if slot.pid and slot.node == socket.gethostname():
+def _end_stopped(slot: _Slot) -> None:
+    """End a process of this machine that may be stopped: it would not hear what Ray has to say."""
+    if slot.node == socket.gethostname():
         with suppress(ProcessLookupError):
             os.kill(slot.pid, signal.SIGKILL)
-    slot.pid = 0
 
 
 def _reason(outcome: Outcome) -> str:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -124,7 +125,8 @@ def test_a_worker_that_hangs_is_replaced_after_a_deadline(setup: Setup) -> None:
     assert all(isinstance(o, Measured) for o in run_all(pool, RECIPES).values())
     assert victim not in pool.process_ids()
     with contextlib.suppress(psutil.NoSuchProcess):
-        assert psutil.Process(victim).status() == psutil.STATUS_ZOMBIE  # until Ray looks at it
+        while psutil.Process(victim).status() != psutil.STATUS_ZOMBIE:  # until Ray collects it
+            time.sleep(0.1)
     pool.close()
 
 
@@ -198,16 +200,24 @@ def killing(doomed: Callable[[Any], bool], pool: RayPool, number: signal.Signals
         thread.join()
 
 
-def test_what_a_judge_said_to_one_worker_the_others_know(setup: Setup) -> None:
-    pool = RayPool(setup, count=2)
-    said = {"k" * 64: {"grade": 3}}
-    pool._verdicts.extend(said.items())
-    run_all(pool, RECIPES)
-    assert [slot.told for slot in pool._slots] == [1, 1]
-    worker = Worker(setup)
-    worker.learn(said)
-    assert worker._stage.verdict("k" * 64) == {"grade": 3}
-    assert worker._stage.new_verdicts() == {}
+def test_what_a_judge_said_to_one_worker_the_others_know(study_file: Callable[..., Path], judge_server: Any) -> None:
+    suite = {
+        "path": "suites/safety.jsonl",
+        "scorer": "judge",
+        "url": judge_server.url,
+        "model": "tiny",
+        "rubric": "Good?",
+    }
+    objective = {"name": "kind", "suites": [suite | {"least_confidence": 0.0, "max_new_tokens": 4}]}
+    pool = RayPool(load_spec(study_file(objectives=[objective])).setup(device="cpu"), count=2)
+    first = alone(pool, Assignment(number=0, recipe=RECIPES[0]))
+    assert isinstance(first, Measured)
+    count = len(judge_server.asked)
+    assert count == len(first.verdicts) > 0
+    again = run_all(pool, RECIPES[:1] * 2)
+    assert len({outcome.worker for outcome in again.values()}) == 2
+    assert all(isinstance(o, Measured) and o.scores == first.scores for o in again.values())
+    assert len(judge_server.asked) == count
     pool.close()
 
 
