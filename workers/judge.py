@@ -13,6 +13,7 @@ from pydantic import Field
 
 from search_spaces.errors import InputError
 from search_spaces.recipe import digest_of
+from storage.strict_json import parse
 from workers.errors import TrialError
 from workers.judge_client import Endpoint, JudgeClient, Unusable, api_key
 from workers.marks import MOST_UNSCORED, Asked, Bounds, Mark, Needs
@@ -287,7 +288,7 @@ def _objects(text: str) -> Iterator[Mapping[str, Any]]:
 def _references(path: Path) -> Mapping[str, str]:
     """Reference answers by an item's id."""
     try:
-        documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        documents = [parse(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {str(document["id"]): str(document["reference"]) for document in documents}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f'references must be lines of {{"id", "reference"}}, but {path} is not: {e!r}.') from e
