@@ -107,7 +107,11 @@ class JudgeClient:
         for attempt in range(self._endpoint.retries + 1):
             if stop.is_set():
                 break
-            reply = self._call(http, payload)
+            try:
+                reply = self._call(http, payload)
+            except TrialError:
+                stop.set()  # here and not where it is heard of: calls that wait would have begun by then
+                raise
             if isinstance(reply, _Again):
                 reason = reply.reason
                 if attempt < self._endpoint.retries:
