@@ -35,7 +35,8 @@ class Row:
     stopped: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The row as the command line prints it."""
+        """The row as the command line prints it; ``stopped`` is there where it was."""
+        stopped = {"stopped": self.stopped} if self.stopped else {}
         return {
             "trial": self.trial,
             "recipe": self.recipe.to_json(),
@@ -45,8 +46,7 @@ class Row:
             "feasible": self.feasible,
             "baseline": self.baseline,
             "on_front": self.on_front,
-            "stopped": self.stopped,
-        }
+        } | stopped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -375,8 +375,8 @@ def test_every_method_of_the_catalogue_is_there_and_no_other() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's compiler uses what torch deprecates
-def test_one_form_more_than_the_compiler_keeps_goes_through_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_one_form_more_than_the_compiler_keeps_goes_through_the_loop() -> None:
     torch.compiler.reset()
     compiled = Compiled()
     for count in (2, 3):
