@@ -86,8 +86,8 @@ def naive_table(size: str, setup: Setup, directory: Path, trials: int) -> None:
     ours: list[float] = []
     naive: list[float] = []
     for recipe in recipes(setup, trials + 1):
-        ours.append(seconds(lambda recipe=recipe: measure(worker, recipe)))  # type: ignore[misc]
-        naive.append(seconds(lambda recipe=recipe: naive_trial(setup, recipe, directory / "merged")))  # type: ignore[misc]
+        ours.append(seconds(lambda recipe=recipe: measure(worker, recipe)))  # type: ignore[misc]  # a default is no type
+        naive.append(seconds(lambda recipe=recipe: naive_trial(setup, recipe, directory / "merged")))  # type: ignore[misc]  # as above
     ratio = median(n / o for n, o in zip(naive[1:], ours[1:], strict=True))
     table = Table("loop", "trials an hour", "ratio", title=f"{size}, 4 checkpoints, 100 short items, medians")
     table.add_row("merge in place", f"{3600 / median(ours[1:]):,.0f}", f"{ratio:.1f}")

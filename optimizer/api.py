@@ -220,9 +220,9 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
     with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause:
         watcher.stage("trials", sum(study.counts()[:2]), study.planned)
         loop.search(study, pool, seen, pause)
+        study.close()
         if not pause():
             measure_repeat(store, name, pool)
-    study.close()
     if pause() and study.wants_more():
         raise KeyboardInterrupt
     if outcomes and not any(outcomes):
