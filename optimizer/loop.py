@@ -27,7 +27,8 @@ def search(
         if more and ahead is not None and pool.room:
             pool.submit(ahead)
             ahead, running = None, running + 1
-        elif running and not (more and ahead is None and study.wants_more()):
+        elif (running or ahead is not None) and not (more and ahead is None and study.wants_more()):
+            # Also where nothing runs: a worker that shows that its merges are what they were has no room meanwhile.
             for outcome in pool.finished():
                 study.record(outcome)
                 seen(outcome)

@@ -48,8 +48,9 @@ class _Lines:
 
     def stage(self, name: str, done: int, total: int) -> None:
         now = monotonic()
+        begins = name not in self._begun
         begun = self._begun.setdefault(name, now)
-        if done < total and now - self._last < _LINE_SECONDS:
+        if not begins and done < total and now - self._last < _LINE_SECONDS:
             return
         self._last = now
         left = f", {(now - begun) / done * (total - done):.0f} s left" if 0 < done < total and now > begun else ""

@@ -1,5 +1,6 @@
 """The transformers engine: any causal or vision-language model of the library, asked with text, on CPU and CUDA."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ class TransformersEngine:
     ) -> None:
         self._model = _load(path, dtype, trust_remote_code).to(device)
         self._model.eval().requires_grad_(False)
+        self._past = _past_name(self._model)
         self._device = torch.device(device)
         self._tokenizer = tokenizer
         self._ends = _end_tokens(self._model, tokenizer)
@@ -175,7 +177,8 @@ class TransformersEngine:
                 mask = torch.cat([mask, mask.new_ones(len(batch.rows), 1)], 1)
                 positions = positions[:, -1:] + 1
             ahead = _Batch(batch.rows, top.indices[:, None], mask, positions)
-            output = self._forward(ahead, logits_to_keep=1, use_cache=True, past_key_values=output.past_key_values)
+            past = {self._past: output[self._past]}
+            output = self._forward(ahead, logits_to_keep=1, use_cache=True, **past)
         logs = torch.stack(likely, 1)
         _require_finite(logs)
         return torch.stack(columns, 1).tolist(), logs.tolist()
@@ -299,6 +302,11 @@ def _load(path: Path, dtype: str, trust_remote_code: bool) -> Any:
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
+
+
+def _past_name(model: Any) -> str:
+    """What a model calls its key-value cache, as argument and in its output: transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -18,10 +18,13 @@ import psutil
 import pytest
 import ray
 
+from optimizer import loop
 from optimizer.spec import load_spec
+from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed, Measured, Outcome
+from storage.store import Store
 from workers.deadlines import Deadlines
 from workers.pool import LocalPool, Pool, PoolError
 from workers.ray_pool import RayPool, _require_answer
@@ -177,6 +180,21 @@ def test_a_worker_whose_merges_change_is_retired(setup: Setup, models: Path, tmp
         for _ in range(6):
             run_all(pool, RECIPES)
     pool.close()
+
+
+@pytest.mark.timeout(120)
+def test_a_study_goes_on_after_the_canary_of_its_only_worker(
+    setup: Setup, study_file: Callable[..., Path], storage: str
+) -> None:
+    """While it sings, nothing runs and there is no room: the driver must wait for it all the same."""
+    store = Store.open(storage, create=True)
+    create_study(store, load_spec(study_file()), trials=7, fingerprints={})
+    pool = RayPool(setup, count=1, canary=RECIPES[0], canary_every=2)
+    study = DriverStudy(store, "tiny")
+    loop.search(study, pool, lambda _: None)
+    assert study.counts() == (7, 0, 7)
+    pool.close()
+    store.close()
 
 
 @contextlib.contextmanager
