@@ -198,8 +198,8 @@ def export(
 
 def choose(store: Store, study: str, found: Results, pick: str) -> int:
     """The trial that a pick expression chooses: among validated finalists where there are any, else on the front."""
-    objectives = [o.name for o in found.spec.objectives]
-    expression = Pick.parse(pick, objectives)
+    ordered = sorted(found.spec.objectives, key=lambda o: o.role == "watch")
+    expression = Pick.parse(pick, {o.name: o.maximise for o in ordered})
     validated = store.measured(study, "validation")
     rows = [r for r in found.merges if r.trial in validated] or [r for r in found.merges if not r.stopped]
     return expression.choose(scores_of(validated, rows))

@@ -133,15 +133,19 @@ _CONDITION = re.compile(r"^\s*(?P<objective>\S+)\s*(?P<sign>>=|<=)\s*(?P<bound>[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pick:
-    """A parsed pick expression: the best of one objective where bounds on others hold."""
+    """A parsed pick expression: the best of one objective where bounds on others hold.
+
+    ``directions`` says of every objective whether more is better: it decides between trials that are equally good.
+    """
 
     text: str
     objective: str
     maximise: bool
     conditions: tuple[tuple[str, bool, float], ...]
+    directions: Mapping[str, bool]
 
     @classmethod
-    def parse(cls, text: str, objectives: Sequence[str]) -> "Pick":
+    def parse(cls, text: str, directions: Mapping[str, bool]) -> "Pick":
         """Read ``max OBJECTIVE [where OBJECTIVE >= NUMBER [and ...]]``; raises InputError."""
         found = _PICK.match(text)
         if found is None:
@@ -152,10 +156,11 @@ class Pick:
             objective=found["objective"],
             maximise=found["goal"] == "max",
             conditions=tuple(_condition(c) for c in conditions),
+            directions=directions,
         )
-        unknown = [n for n in [pick.objective, *(c[0] for c in pick.conditions)] if n not in objectives]
+        unknown = [n for n in [pick.objective, *(c[0] for c in pick.conditions)] if n not in directions]
         if unknown:
-            raise InputError(f"--pick must name objectives ({', '.join(objectives)}), but names {unknown[0]}.")
+            raise InputError(f"--pick must name objectives ({', '.join(directions)}), but names {unknown[0]}.")
         return pick
 
     def choose(self, means: Mapping[int, Mapping[str, float]]) -> int:
@@ -167,8 +172,13 @@ class Pick:
             }
             nearest = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
             raise InputError(f"a trial must meet {self.text!r}, but none does (best on its own: {nearest}).")
-        sign = 1.0 if self.maximise else -1.0
-        return max(allowed, key=lambda n: (sign * means[n][self.objective], -n))
+        order = {self.objective: self.maximise} | {n: d for n, d in self.directions.items() if n != self.objective}
+
+        def merit(number: int) -> tuple[float, ...]:
+            values = means[number]
+            return (*(values[o] if more else -values[o] for o, more in order.items() if o in values), -number)
+
+        return max(allowed, key=merit)
 
     def _holds(self, values: Mapping[str, float]) -> bool:
         if self.objective not in values:
