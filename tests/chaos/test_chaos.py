@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.timeout(1800)  # minutes of real kills, more on a busy machine
 def test_five_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
     program = Path(__file__).parent / "chaos.py"
     command = [sys.executable, str(program), "--kills", "5", "--dir", str(tmp_path / "chaos")]

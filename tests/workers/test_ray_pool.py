@@ -45,7 +45,7 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def setup(study_file) -> Setup:  # type: ignore[no-untyped-def]
+def setup(study_file: Callable[..., Path]) -> Setup:
     return load_spec(study_file()).setup(device="cpu")
 
 
