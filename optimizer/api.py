@@ -27,7 +27,8 @@ from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
 from optimizer.export import check_target, export_trial
 from optimizer.repeat import measure_repeat, repeat_text
-from optimizer.results import Pick, Results, results, scores_of
+from optimizer.results import Results, results
+from optimizer.results import choose as _choose
 from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, load_spec
 from optimizer.study import DriverStudy, create_study
@@ -198,11 +199,7 @@ def export(
 
 def choose(store: Store, study: str, found: Results, pick: str) -> int:
     """The trial that a pick expression chooses: among validated finalists where there are any, else on the front."""
-    ordered = sorted(found.spec.objectives, key=lambda o: o.role == "watch")
-    expression = Pick.parse(pick, {o.name: o.maximise for o in ordered})
-    validated = store.measured(study, "validation")
-    rows = [r for r in found.merges if r.trial in validated] or [r for r in found.merges if not r.stopped]
-    return expression.choose(scores_of(validated, rows))
+    return _choose(found, store.measured(study, "validation"), pick)
 
 
 def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
