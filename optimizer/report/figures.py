@@ -5,7 +5,7 @@ the same figures for whoever cannot see it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import combinations
 from math import inf, isfinite
@@ -78,7 +78,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scatter:
-    """Trials by two axes, x and y. ``whole`` says whether the plane shows all that is optimised."""
+    """Trials by two axes, x and y.
+
+    Attributes:
+        whole: whether the plane shows all that is optimised. near: whether it keeps to the front and the picks.
+        detail: whether it shows beside each mark what was measured, and what fresh items say.
+    """
 
     name: str
     title: str
@@ -86,6 +91,20 @@ class Scatter:
     axes: tuple[Axis, Axis]
     points: tuple[Point, ...]
     whole: bool
+    near: bool = False
+    detail: bool = True
+
+    @property
+    def told(self) -> list[Point]:
+        """The points that the frame must hold: front and picks, and baselines unless it is near; else all of them."""
+        told = [p for p in self.points if p.on_front or p.picked or p.chosen or (p.label and not self.near)]
+        return told or list(self.points)
+
+    @property
+    def frame(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Least and most on x and on y, of what the frame must hold with its intervals."""
+        x, y = ([s for p in self.told for s in _spreads(p, place, self.detail)] for place in (0, 1))
+        return (min(s.low for s in x), max(s.high for s in x)), (min(s.low for s in y), max(s.high for s in y))
 
     @property
     def table(self) -> Table:
@@ -152,6 +171,14 @@ class Curve:
     table: Table = field(default=Table(head=(), rows=()))
 
 
+_LITTLE = 0.4
+"""Share of a plane below which the front is shown from near as well."""
+
+_NEAR_CAPTION = (
+    "A small ring is what was measured; the filled mark is what the model of the whole study believes. An arrow leads "
+    "from the ring to what fresh items show of a validated pick."
+)
+
 Figure = Scatter | Bars | Heat | Curve
 
 
@@ -178,7 +205,26 @@ def fronts(found: Findings) -> list[Scatter]:
     if len(optimised) == 1:
         return [_scatter(found, None, optimised[0])]
     pairs = list(combinations(optimised, 2)) if len(optimised) <= 3 else [(optimised[0], o) for o in optimised[1:]]
-    return [_scatter(found, x, y) for y, x in pairs]
+    return [plane for y, x in pairs for plane in _with_close_up(_scatter(found, x, y))]
+
+
+def _with_close_up(whole: Scatter) -> list[Scatter]:
+    """The plane, and the front from near where baselines far away leave it little room."""
+    near = replace(
+        whole,
+        name=f"{whole.name}-near",
+        title=f"{whole.title}, from near",
+        caption=_NEAR_CAPTION,
+        near=True,
+    )
+    if sum(p.on_front for p in whole.points) < 2 or _area(near) > _LITTLE * _area(whole):
+        return [whole]
+    return [replace(whole, detail=False), near]
+
+
+def _area(figure: Scatter) -> float:
+    (left, right), (low, high) = figure.frame
+    return (right - left) * (high - low)
 
 
 def recipe_bars(found: Findings, trial: int) -> Bars:
@@ -311,15 +357,20 @@ def _scatter(found: Findings, x: ObjectiveSpec | None, y: ObjectiveSpec) -> Scat
 
 
 def _front_caption(found: Findings, many: int) -> str:
-    said = ["Filled marks are what the model of the whole study believes (posterior mean, bars are 95 % intervals)"]
-    said.append("a small ring is what was measured")
+    said = ["Marks are what the model of the whole study believes (posterior mean); bars are 95 % intervals"]
     if found.picked:
-        said.append("an arrow leads from there to what fresh items show of the validated picks")
+        said.append("stars are validated picks, where items that the search has not seen put them")
     if many > 2:
         said.append(f"this is a view of {many} objectives, so marks on the front may look dominated")
     if found.results.fallback:
         said.append(f"the front is by {found.results.fallback}")
     return f"{'; '.join(said)}."
+
+
+def _spreads(point: Point, place: int, detail: bool) -> list[Spread]:
+    fresh = [point.fresh[place]] if point.fresh else []
+    measured = point.measured[place]
+    return [point.posterior[place], *fresh, *([Spread(mean=measured, low=measured, high=measured)] if detail else [])]
 
 
 def _axis(objective: ObjectiveSpec | None) -> Axis:
@@ -433,8 +484,14 @@ def _shaded(objective: ObjectiveSpec, scores: Sequence[Score | None], most: floa
     for score in scores[1:]:
         (gain,) = _gains(objective, [first, score]) or [0.0]
         known = first is not None and score is not None
-        cells.append(Cell(text=amount(gain, objective, sign=True) if known else "", shade=gain / most))
+        cells.append(Cell(text=_signed(gain, objective) if known else "", shade=gain / most))
     return tuple(cells)
+
+
+def _signed(gain: float, objective: ObjectiveSpec) -> str:
+    """A difference with a sign that can be read; zero has none."""
+    text = amount(gain, objective, sign=True).replace("-", "−")
+    return "0" if text in ("+0", "−0") else text
 
 
 def _weight(weight: float) -> str:
