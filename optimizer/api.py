@@ -27,6 +27,7 @@ from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
 from optimizer.export import check_target, export_trial
 from optimizer.repeat import measure_repeat, repeat_text
+from optimizer.report.findings import findings
 from optimizer.results import Results, results
 from optimizer.results import choose as _choose
 from optimizer.samplers import make_sampler
@@ -53,6 +54,7 @@ __all__ = [
     "launch",
     "open_store",
     "repeat_noise",
+    "report",
     "resume",
     "studies",
     "validate",
@@ -161,6 +163,30 @@ def validate(study: str, *, storage: str | None = None, watcher: Watcher = NOBOD
         spec = results(store, study).spec
         with _workers(store, spec, None, watcher) as pool:
             return _validate.validate(store, study, pool, watcher)
+
+
+def report(
+    study: str,
+    out: str | Path,
+    *,
+    figures: str | Path | None = None,
+    pick: str | None = None,
+    storage: str | None = None,
+) -> list[Path]:
+    """Write a study's report to the file ``out``, and its figures as PNG and SVG below ``figures``; returns the files.
+
+    ``pick`` says which merge it puts forward, as for `export`; None takes what the constraints suggest.
+    """
+    from optimizer.report import drawing, page
+    from optimizer.report.figures import figures as of_study
+
+    target = Path(out)
+    if target.is_dir():
+        raise InputError(f"--out must be a file, but {target} is a directory.")
+    with open_store(storage) as store:
+        found = findings(store, study, pick=pick)
+    page.write_page(found, target)
+    return [target, *(drawing.save(of_study(found), Path(figures)) if figures else [])]
 
 
 def export(

@@ -216,6 +216,15 @@ def _show_validation(options: argparse.Namespace, found: "Validation", more: "Vi
     print("\n".join(filter(None, [found.to_text(), api.repeat_noise(options.study, storage=options.storage)])))
 
 
+def _report(options: argparse.Namespace) -> int:
+    from optimizer import api
+
+    figures = Path(options.figures) if options.figures else None
+    for path in api.report(options.study, options.out, figures=figures, pick=options.pick, storage=options.storage):
+        print(path)
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     from optimizer import api
 
@@ -389,6 +398,17 @@ def _parser() -> argparse.ArgumentParser:
     for command in (front, validate):
         command.add_argument("--relative", action="store_true", help="in relation to the base too")
         command.add_argument("--languages", action="store_true", help="by language too, the worst one named")
+
+    report = commands.add_parser(
+        "report", parents=[storage], help="what to ship and why, as one page that needs no network"
+    )
+    report.add_argument("study", metavar="STUDY")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+    report.add_argument("--figures", metavar="DIR", help="the figures as PNG and SVG too")
+    report.add_argument(
+        "--pick", metavar="EXPR", help="which merge to put forward; default: what the constraints suggest"
+    )
+    report.set_defaults(command=_report)
 
     compare = commands.add_parser("compare", parents=[storage], help="two trials on the same items, in words")
     compare.add_argument("study", metavar="STUDY")

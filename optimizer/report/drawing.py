@@ -49,10 +49,13 @@ class Size:
 
 
 WIDE: Final = Size(width=9.0, text=9.5, narrow=False)
-NARROW: Final = Size(width=4.4, text=9.5, narrow=True)
+NARROW: Final = Size(width=3.8, text=9.5, narrow=True)
 
 _LOCK = threading.Lock()
 """matplotlib's settings belong to the process."""
+
+MARKS: Final = "trials:"
+"""How the id of a group of marks begins in an SVG."""
 
 _MOST_NUMBERS = 30
 """Columns of a matrix beyond which its cells have no room for numbers."""
@@ -181,17 +184,17 @@ def _trials(axes: Axes, points: Sequence[Point]) -> None:
     for role, marker in ((Role.DOMINATED, "o"), (Role.INFEASIBLE, "x")):
         found = [p for p in points if p.role is role]
         label = "dominated" if role is Role.DOMINATED else ""
-        _marks(axes, found, role.name, marker, 14, PALETTE.other, label=label, alpha=0.55, linewidths=0.9)
+        _marks(axes, found, marker, 14, PALETTE.other, label=label, alpha=0.55, linewidths=0.9)
 
 
 def _marks(
-    axes: Axes, points: Sequence[Point], name: str, marker: str, area: float, colour: str, *, label: str, **more: Any
+    axes: Axes, points: Sequence[Point], marker: str, area: float, colour: str, *, label: str, **more: Any
 ) -> None:
-    """Marks at the posterior means; their order is the points', which a page relies on."""
+    """Marks at the posterior means."""
     if points:
         x, y = ([p.posterior[i].mean for p in points] for i in (0, 1))
         drawn = axes.scatter(x, y, s=area, marker=marker, color=colour, label=label, **more)
-        drawn.set_gid(f"marks-{name.lower()}")
+        drawn.set_gid(_named(points))
 
 
 def _staircase(axes: Axes, corners: Sequence[Point], x: Axis) -> None:
@@ -205,12 +208,12 @@ def _staircase(axes: Axes, corners: Sequence[Point], x: Axis) -> None:
 
 def _front(axes: Axes, points: Sequence[Point]) -> None:
     _bars(axes, [p.posterior for p in points], PALETTE.front, 0.3)
-    _marks(axes, points, "front", "o", 34, PALETTE.front, label="on the front", zorder=3)
+    _marks(axes, points, "o", 34, PALETTE.front, label="on the front", zorder=3)
 
 
 def _baselines(axes: Axes, points: Sequence[Point]) -> None:
     _bars(axes, [p.posterior for p in points], PALETTE.baseline, 0.45)
-    _marks(axes, points, "baseline", "s", 30, PALETTE.baseline, label="baselines", zorder=3)
+    _marks(axes, points, "s", 30, PALETTE.baseline, label="baselines", zorder=3)
 
 
 def _bars(axes: Axes, spreads: Sequence[tuple[Spread, Spread]], colour: str, alpha: float) -> None:
@@ -241,16 +244,21 @@ def _picks(axes: Axes, points: Sequence[Point], *, detail: bool) -> None:
             arrow = {"arrowstyle": "->", "color": PALETTE.pick, "linewidth": 1.1, "shrinkA": 1, "shrinkB": 4}
             axes.annotate("", (p.fresh[0].mean, p.fresh[1].mean), p.measured, arrowprops=arrow)
     _bars(axes, [p.fresh for p in points if p.fresh and (detail or p.chosen)], PALETTE.pick, 0.6)
-    _stars(axes, [p for p in points if not p.chosen], "picked", 95, "picked, on fresh items")
-    _stars(axes, [p for p in points if p.chosen], "pick", 240, "the pick")
+    _stars(axes, [p for p in points if not p.chosen], 95, "picked, on fresh items")
+    _stars(axes, [p for p in points if p.chosen], 240, "the pick")
 
 
-def _stars(axes: Axes, points: Sequence[Point], name: str, area: float, label: str) -> None:
+def _stars(axes: Axes, points: Sequence[Point], area: float, label: str) -> None:
     if points:
         xs, ys = ([(p.fresh or p.posterior)[i].mean for p in points] for i in (0, 1))
         rim: dict[str, Any] = {"edgecolors": PALETTE.paper, "linewidths": 0.7}
         stars = axes.scatter(xs, ys, s=area, marker="*", color=PALETTE.pick, label=label, zorder=4, **rim)
-        stars.set_gid(f"marks-{name}")
+        stars.set_gid(_named(points))
+
+
+def _named(points: Sequence[Point]) -> str:
+    """The id of a group of marks names their trials in order, so that whoever reads the SVG knows which is which."""
+    return f"{MARKS}{','.join(str(p.trial) for p in points)}"
 
 
 def _label(axes: Axes, points: Sequence[Point], size: Size) -> None:
@@ -258,8 +266,11 @@ def _label(axes: Axes, points: Sequence[Point], size: Size) -> None:
     named = [p for p in points if p.label or p.chosen]
     if not named:
         return
+    ground = {"facecolor": PALETTE.paper, "alpha": 0.75, "linewidth": 0, "pad": 0.8}
     texts = [
-        axes.text(*_place(p), _name(p), fontsize=size.text, color=PALETTE.pick if p.chosen else PALETTE.ink)
+        axes.text(
+            *_place(p), _name(p), fontsize=size.text, color=PALETTE.pick if p.chosen else PALETTE.ink, bbox=ground
+        )
         for p in named
     ]
     marks = np.array([_place(p) for p in points if p.role is not Role.INFEASIBLE])
@@ -292,7 +303,7 @@ def _recipe(drawing: Drawing, figure: Bars, size: Size) -> None:
     for place, value, (low, high) in zip(places, figure.values, figure.spans, strict=True):
         if low != high:
             axes.plot([low, high], [place, place], color=PALETTE.ink, linewidth=1.2)
-        axes.text(max(value, high) + 0.012 * most, place, f"{value:.3f}", va="center", fontsize=size.text)
+        axes.text(max(value, high) + 0.012 * most, place, f"{value:.3f}", va="center_baseline", fontsize=size.text)
     axes.set_yticks(places, figure.names, color=PALETTE.ink)
     axes.set_xlim(min(0.0, *(low for low, _ in figure.spans), *figure.values), most * 1.12)
     axes.invert_yaxis()
@@ -315,7 +326,13 @@ def _heat(drawing: Drawing, figure: Heat, size: Size) -> None:
             if numbers:
                 weight = "bold" if i in figure.strong else "normal"
                 axes.text(
-                    j, i, cell.text, ha="center", va="center", fontsize=size.text - (0 if few else 1.5), weight=weight
+                    j,
+                    i,
+                    cell.text,
+                    ha="center",
+                    va="center_baseline",
+                    fontsize=size.text - (0 if few else 1.5),
+                    weight=weight,
                 )
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
@@ -324,7 +341,8 @@ def _heat(drawing: Drawing, figure: Heat, size: Size) -> None:
         axes.get_yticklabels()[i].set_fontweight("bold")
         axes.axhline(i - 0.5, color=PALETTE.other, linewidth=0.8)
     step = max(1, columns // (8 if size.narrow else 30))
-    axes.set_xticks(range(0, columns, step), figure.columns[::step], color=PALETTE.ink)
+    heads = [c.replace(" ", "\n", 1) if size.narrow else c for c in figure.columns]
+    axes.set_xticks(range(0, columns, step), heads[::step], color=PALETTE.ink)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel(figure.across)

@@ -286,7 +286,7 @@ def weights_along(found: Findings) -> list[Heat]:
             name="weights",
             title="Weights along the front",
             caption=f"One column a merge on the front, {ends if first is not last else 'the best on the right'}; one "
-            "row a checkpoint, the darker the more of it.",
+            "row a checkpoint, the stronger the colour the more of it.",
             rows=tuple(names),
             strong=frozenset(),
             columns=tuple(str(r.trial) for r in along),

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from optimizer import validate
+from optimizer.compare import Comparison, between
 from optimizer.front import knee
+from optimizer.outcomes import Outcomes
 from optimizer.repeat import repeat_text
+from optimizer.report.changed import Changed, changed_most
 from optimizer.results import Results, choose, results, scores_of
-from optimizer.spec import ObjectiveSpec, Spec
+from optimizer.spec import BASE, UNIFORM, ObjectiveSpec, Spec
 from optimizer.validate import Validation, direction
 from search_spaces.errors import InputError
 from storage.records import SPLITS, Measured
@@ -29,8 +32,10 @@ class Findings:
     """What is known of one study.
 
     Attributes:
-        measured: split to trial to scores. validation: None before there was one. missing: why there are no paired
-        comparisons, empty where there are. choice: None where no merge can be put forward, and ``no_choice`` why.
+        measured: split to trial to scores. validation: None before there was one. choice: None where no merge can be
+        put forward, and ``no_choice`` why. against: the choice against uniform and base, on their freshest split.
+        changed: the items that differ most between choice and uniform. missing: why what needs the suites' files is
+        not there, empty where it is.
         failures: trial to the reasons of its failed attempts. span: first and last measurement, UTC; None without any.
     """
 
@@ -40,9 +45,11 @@ class Findings:
     measured: Mapping[str, Mapping[int, Measured]]
     picked: tuple[int, ...]
     validation: Validation | None
-    missing: str
     choice: Choice | None
     no_choice: str
+    against: tuple[Comparison, ...]
+    changed: tuple[Changed, ...]
+    missing: str
     failures: Mapping[int, list[str]]
     repeat_noise: str
     span: tuple[str, str] | None
@@ -70,19 +77,21 @@ def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
     """
     found = results(store, name)
     measured = {split: store.measured(name, split) for split in SPLITS}
-    validation, missing = _validation(store, name, found)
     picked = validate.picks(found, measured["validation"])
     choice, no_choice = _choice(found, measured["validation"], picked, pick)
+    paired = _paired(store, name, found, measured, choice)
     return Findings(
         record=store.study(name),
         summary=next(s for s in store.studies() if s.name == name),
         results=found,
         measured=measured,
         picked=picked,
-        validation=validation,
-        missing=missing,
+        validation=paired.validation,
         choice=choice,
         no_choice=no_choice,
+        against=paired.against,
+        changed=paired.changed,
+        missing=paired.missing,
         failures=store.failures(name),
         repeat_noise=repeat_text(store.notes(name)),
         span=store.span(name),
@@ -107,11 +116,39 @@ def _bounds(objective: ObjectiveSpec) -> list[str]:
     return [*least, *most]
 
 
-def _validation(store: Store, name: str, found: Results) -> tuple[Validation | None, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Paired:
+    """What is read from the outcomes of single items; all of it needs the suites' files."""
+
+    validation: Validation | None = None
+    against: tuple[Comparison, ...] = ()
+    changed: tuple[Changed, ...] = ()
+    missing: str = ""
+
+
+def _paired(
+    store: Store,
+    name: str,
+    found: Results,
+    measured: Mapping[str, Mapping[int, Measured]],
+    choice: Choice | None,
+) -> _Paired:
     try:
-        return validate.known(store, name, found), ""
+        validation = validate.known(store, name, found)
+        if choice is None:
+            return _Paired(validation=validation)
+        split = next(s for s in reversed(SPLITS) if choice.trial in measured[s])
+        outcomes = Outcomes(store, name, split)
+        rivals = [r for r in found.baselines if r.baseline in (UNIFORM, BASE) and r.trial in measured[split]]
+        rivals = [r for r in rivals if r.trial != choice.trial]
+        uniform = next((r.trial for r in rivals if r.baseline == UNIFORM), None)
+        return _Paired(
+            validation=validation,
+            against=tuple(between(outcomes, name, choice.trial, r.trial) for r in rivals),
+            changed=() if uniform is None else tuple(changed_most(outcomes, choice.trial, uniform)),
+        )
     except InputError as e:
-        return None, str(e)
+        return _Paired(missing=str(e))
 
 
 def _choice(
