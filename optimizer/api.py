@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from optuna.samplers import RandomSampler
+
 from optimizer import compare as _compare
 from optimizer import loop
 from optimizer import preflight as _preflight
@@ -31,11 +33,13 @@ from optimizer.report.findings import findings
 from optimizer.results import Results, results
 from optimizer.results import choose as _choose
 from optimizer.samplers import make_sampler
-from optimizer.spec import Spec, load_spec
+from optimizer.spec import Spec, from_document, load_spec
 from optimizer.study import DriverStudy, create_study
 from optimizer.views import Views
 from optimizer.views import views as _views
 from optimizer.watcher import NOBODY, Watcher
+from optimizer.why import Why
+from optimizer.why import why as _why
 from search_spaces.errors import InputError
 from storage.errors import StoreError
 from storage.records import SPLITS, Failed, Outcome
@@ -56,9 +60,11 @@ __all__ = [
     "repeat_noise",
     "report",
     "resume",
+    "spec",
     "studies",
     "validate",
     "views",
+    "why",
 ]
 
 
@@ -130,6 +136,12 @@ def front(study: str, *, storage: str | None = None) -> Results:
         return results(store, study)
 
 
+def spec(study: str, *, storage: str | None = None) -> Spec:
+    """The study file that a study was made from, as it was read."""
+    with open_store(storage) as store:
+        return from_document(dict(store.study(study).spec))
+
+
 def compare(study: str, a: str | int, b: str | int, *, storage: str | None = None) -> Comparison:
     """Trial a against trial b, each a number or a baseline's name, on the freshest items that both answered."""
     with open_store(storage) as store:
@@ -148,6 +160,17 @@ def views(
     """Figures of some trials relative to the base, or by language."""
     with open_store(storage) as store:
         return _views(store, study, split, trials, relative=relative, languages=languages)
+
+
+def why(study: str, *, storage: str | None = None) -> Why:
+    """What each checkpoint does to the front, what could be left out, and which pairs interfere."""
+    with open_store(storage) as store:
+        spec = from_document(dict(store.study(study).spec))
+        checkpoints = {c.name for c in spec.checkpoints}
+        recipes = {n: m.recipe for n, m in store.measured(study).items() if set(m.recipe.weights) <= checkpoints}
+        merges = {number: recipe.mean_weights() for number, recipe in recipes.items()}
+        objectives = [o.name for o in spec.optimised]
+        return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
 
 
 def repeat_noise(study: str, *, storage: str | None = None) -> str:
@@ -284,7 +307,6 @@ def _check_sampler(spec: Spec) -> None:
 
 def _check_fingerprints(store: Store, study: str) -> None:
     """A study goes on only with the checkpoints that it began with."""
-    from optimizer.spec import from_document
     from storage.checkpoints import Checkpoint
 
     record = store.study(study)

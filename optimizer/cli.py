@@ -233,6 +233,24 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _why(options: argparse.Namespace) -> int:
+    from optimizer import api
+    from optimizer.tables import pairs_text, why_table
+
+    found = api.why(options.study, storage=options.storage)
+    if options.format == "json":
+        print(json.dumps(found.to_json(), indent=2))
+        return 0
+    if found.fallback:
+        print(f"There is no model to ask, only weights: {found.fallback}.", file=sys.stderr)
+    if not found.on_front:
+        print(f"No merge of {options.study} is on the front: these are all merges.", file=sys.stderr)
+    objectives = api.spec(options.study, storage=options.storage).optimised
+    show(why_table(found, objectives))
+    print("\n".join(pairs_text(found, objectives)))
+    return 0
+
+
 def _views(options: argparse.Namespace, split: str, trials: "Sequence[int]") -> "Views":
     """The views that the options ask for; empty where they ask for none."""
     from optimizer import api
@@ -416,6 +434,11 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("b", metavar="B")
     compare.add_argument("--format", choices=["text", "json"], default="text")
     compare.set_defaults(command=_compare)
+
+    why = commands.add_parser("why", parents=[storage], help="which checkpoints matter, and which pairs interfere")
+    why.add_argument("study", metavar="STUDY")
+    why.add_argument("--format", choices=["table", "json"], default="table")
+    why.set_defaults(command=_why)
 
     export = commands.add_parser("export", parents=[storage], help="write a merge as a Hugging Face model directory")
     export.add_argument("study", metavar="STUDY")
