@@ -269,7 +269,12 @@ def _label(axes: Axes, points: Sequence[Point], size: Size) -> None:
     ground = {"facecolor": PALETTE.paper, "alpha": 0.75, "linewidth": 0, "pad": 0.8}
     texts = [
         axes.text(
-            *_place(p), _name(p), fontsize=size.text, color=PALETTE.pick if p.chosen else PALETTE.ink, bbox=ground
+            *_place(p),
+            _name(p),
+            fontsize=size.text,
+            color=PALETTE.pick if p.chosen else PALETTE.ink,
+            bbox=ground,
+            zorder=2.8,
         )
         for p in named
     ]
@@ -341,7 +346,7 @@ def _heat(drawing: Drawing, figure: Heat, size: Size) -> None:
         axes.get_yticklabels()[i].set_fontweight("bold")
         axes.axhline(i - 0.5, color=PALETTE.other, linewidth=0.8)
     step = max(1, columns // (8 if size.narrow else 30))
-    heads = [c.replace(" ", "\n", 1) if size.narrow else c for c in figure.columns]
+    heads = [c.replace(" ", "\n") if size.narrow else c for c in figure.columns]
     axes.set_xticks(range(0, columns, step), heads[::step], color=PALETTE.ink)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import combinations
-from math import inf, isfinite
+from math import copysign, inf, isfinite
 
 from optimizer.compare import amount
 from optimizer.front import non_dominated
@@ -17,6 +17,7 @@ from optimizer.report.growth import Growth, growth
 from optimizer.results import Row
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec
 from optimizer.validate import direction
+from optimizer.why import STEP, Change, Influence
 from search_spaces.recipe import Recipe
 from storage.records import Z95, Measured, Score
 
@@ -131,10 +132,14 @@ class Bars:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A cell's text, and its shade: 1 as strong as can be, 0 none, below zero the other colour."""
+    """A cell's text, and its shade: 1 as strong as can be, 0 none, below zero the other colour.
+
+    ``detail`` is what the table says in place of the text, where that is more.
+    """
 
     text: str
     shade: float
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +158,9 @@ class Heat:
     @property
     def table(self) -> Table:
         """The cells' texts."""
-        body = tuple((row, *(c.text for c in cells)) for row, cells in zip(self.rows, self.cells, strict=True))
+        body = tuple(
+            (row, *(c.detail or c.text for c in cells)) for row, cells in zip(self.rows, self.cells, strict=True)
+        )
         return Table(head=("", *self.columns), rows=body)
 
 
@@ -174,6 +181,9 @@ class Curve:
 _LITTLE = 0.4
 """Share of a plane below which the front is shown from near as well."""
 
+_SEEN = 0.15
+"""Least shade of a change that can be told: it must be seen to have a colour."""
+
 _NEAR_CAPTION = (
     "A small ring is what was measured; the filled mark is what the model of the whole study believes. An arrow leads "
     "from the ring to what fresh items show of a validated pick."
@@ -190,6 +200,7 @@ def figures(found: Findings) -> list[Figure]:
         *([recipe_bars(found, found.choice.trial)] if found.choice else []),
         *parts(found),
         *weights_along(found),
+        *influences(found),
         *([hypervolume_curve(grown)] if grown.trials else []),
     ]
 
@@ -297,6 +308,52 @@ def weights_along(found: Findings) -> list[Heat]:
             ),
         )
     ]
+
+
+def influences(found: Findings) -> list[Heat]:
+    """What each checkpoint does to the merges on the front; empty where there is no model to say it."""
+    checkpoints = found.why.checkpoints
+    if not checkpoints or found.why.fallback is not None:
+        return []
+    columns = [(o, kind) for o in found.spec.optimised for kind in ("more", "left out")]
+    most = {o.name: max((abs(c.mean) for i in checkpoints for c in _told(i, o.name)), default=1.0) for o, _ in columns}
+    return [
+        Heat(
+            name="checkpoints",
+            title="What each checkpoint does",
+            caption=f"Predicted changes of merges on the front: with {STEP:g} more of a checkpoint, and without it. "
+            "Better is + and blue, worse − and orange; what has no colour cannot be told (5 %, Holm). Intervals are in "
+            "the table.",
+            rows=tuple(i.checkpoint for i in checkpoints),
+            strong=frozenset(),
+            columns=tuple(f"{o.name} {f'{STEP:g} more' if kind == 'more' else kind}" for o, kind in columns),
+            across="",
+            cells=tuple(
+                tuple(
+                    _change((i.effect if kind == "more" else i.left_out).get(o.name), o, most[o.name])
+                    for o, kind in columns
+                )
+                for i in checkpoints
+            ),
+        )
+    ]
+
+
+def _told(influence: Influence, objective: str) -> list[Change]:
+    changes = (influence.effect.get(objective), influence.left_out.get(objective))
+    return [c for c in changes if c is not None and c.verdict != "open"]
+
+
+def _change(change: Change | None, objective: ObjectiveSpec, most: float) -> Cell:
+    if change is None:
+        return Cell(text="", shade=0.0)
+    sign = 1.0 if objective.maximise else -1.0
+    mean, *ends = (_signed(sign * v, objective) for v in (change.mean, change.low, change.high))
+    told = (
+        0.0 if change.verdict == "open" else copysign(max(abs(change.mean) / (most or 1.0), _SEEN), sign * change.mean)
+    )
+    low, high = ends[:: 1 if objective.maximise else -1]
+    return Cell(text=mean, shade=told, detail=f"{mean} ({low} to {high})")
 
 
 def hypervolume_curve(grown: Growth) -> Curve:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from optuna.samplers import RandomSampler
 
 from optimizer import validate
 from optimizer.compare import Comparison, between
@@ -14,6 +15,7 @@ from optimizer.report.changed import Changed, changed_most
 from optimizer.results import Results, choose, results, scores_of
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec, Spec
 from optimizer.validate import Validation, direction
+from optimizer.why import Why, why
 from search_spaces.errors import InputError
 from storage.records import SPLITS, Measured
 from storage.store import Store, StudyRecord, Summary
@@ -33,10 +35,10 @@ class Findings:
 
     Attributes:
         measured: split to trial to scores. validation: None before there was one. choice: None where no merge can be
-        put forward, and ``no_choice`` why. against: the choice against uniform and base, on their freshest split.
-        changed: the items that differ most between choice and uniform. missing: why what needs the suites' files is
-        not there, empty where it is.
-        failures: trial to the reasons of its failed attempts. span: first and last measurement, UTC; None without any.
+        put forward, and ``no_choice`` why. why: what each checkpoint does. against: the choice against uniform and
+        base, on their freshest split. changed: the items that differ most between choice and uniform. missing: why what
+        needs the suites' files is not there, empty where it is. failures: trial to the reasons of its failed attempts.
+        span: first and last measurement, UTC; None without any.
     """
 
     record: StudyRecord
@@ -47,6 +49,7 @@ class Findings:
     validation: Validation | None
     choice: Choice | None
     no_choice: str
+    why: Why
     against: tuple[Comparison, ...]
     changed: tuple[Changed, ...]
     missing: str
@@ -89,6 +92,7 @@ def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
         validation=paired.validation,
         choice=choice,
         no_choice=no_choice,
+        why=_why(store, name, found),
         against=paired.against,
         changed=paired.changed,
         missing=paired.missing,
@@ -114,6 +118,11 @@ def _bounds(objective: ObjectiveSpec) -> list[str]:
     least = [] if objective.at_least is None else [f"{objective.name} >= {objective.at_least:g}"]
     most = [] if objective.at_most is None else [f"{objective.name} <= {objective.at_most:g}"]
     return [*least, *most]
+
+
+def _why(store: Store, name: str, found: Results) -> Why:
+    merges = {r.trial: r.recipe.mean_weights() for r in found.merges}
+    return why(store.optuna_study(name, RandomSampler(seed=0)), [o.name for o in found.spec.optimised], merges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

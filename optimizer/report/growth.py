@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optimizer.front import Array, hypervolume
+from optimizer.features import Array
+from optimizer.front import hypervolume
 from optimizer.results import Results, Row
 from optimizer.validate import direction
 

@@ -89,7 +89,12 @@ def asset(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-_PLACES = {"front": ("front",), "pick": ("recipe", "parts"), "why": ("weights",), "trust": ("hypervolume",)}
+_PLACES = {
+    "front": ("front",),
+    "pick": ("recipe", "parts"),
+    "why": ("weights", "checkpoints"),
+    "trust": ("hypervolume",),
+}
 """How names of figures begin, by the report's sections."""
 
 

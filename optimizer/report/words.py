@@ -9,6 +9,7 @@ from optimizer.report.figures import Spread, Table, spread_of, spread_text, valu
 from optimizer.report.findings import Findings
 from optimizer.results import Row
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec
+from optimizer.tables import pairs_text
 from optimizer.validate import Finalist
 from storage.records import SPLITS, Measured, Score
 
@@ -80,6 +81,12 @@ def comparisons(found: Findings) -> dict[str, list[str]]:
         head, *lines = comparison.to_text().split("\n")
         by_head.setdefault(head, []).extend(line.strip() for line in lines)
     return by_head
+
+
+def advice(found: Findings) -> list[str]:
+    """Which checkpoints matter and which to leave out, a line each, then the pairs that interfere."""
+    known = [f"{i.checkpoint}: {i.advice}" for i in found.why.checkpoints if i.advice]
+    return [*known, *pairs_text(found.why, found.spec.optimised)]
 
 
 def rates(found: Findings) -> Table | None:
