@@ -317,6 +317,8 @@ def _show_front(
             print(f"No trial of {study} meets the constraints; --all shows every trial.", file=sys.stderr)
         show(front_table(found, found.front, f"Front of {study}"))
         show(front_table(found, others, "Baselines"))
+    if shown is not None and shown.plot:
+        _plot_front(study, storage)
     if shown is not None:
         rows = found.rows if everything else [*found.front, *others]
         for table in _views(shown, "search", [r.trial for r in rows]).tables():
@@ -324,6 +326,21 @@ def _show_front(
     noise = api.repeat_noise(study, storage=storage)
     if noise:
         print(noise)
+
+
+def _plot_front(study: str, storage: str | None) -> None:
+    """Every plane of the front in characters."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from optimizer import api
+    from optimizer.terminal_plot import plot
+
+    console = Console()
+    width = min(console.width, 110) if console.is_terminal else 110
+    for figure in api.figures(study, storage=storage):
+        drawn = plot(figure, width=width, height=26, colours=console.is_terminal)
+        show(Text.from_ansi(f"{figure.title}\n{drawn}\n"))
 
 
 def print_report(report: object) -> None:
@@ -406,6 +423,7 @@ def _parser() -> argparse.ArgumentParser:
     front.add_argument("study", metavar="STUDY")
     front.add_argument("--format", choices=["table", "json", "csv"], default="table")
     front.add_argument("--all", action="store_true", help="every measured trial, not only the front")
+    front.add_argument("--plot", action="store_true", help="draw it in the terminal too")
     front.set_defaults(command=_front)
 
     validate = commands.add_parser("validate", parents=[storage], help="measure finalists on fresh items")

@@ -19,7 +19,7 @@ from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed, Measured, Outcome
 from workers.canary import Canary
 from workers.deadlines import Deadlines
-from workers.pool import PoolError
+from workers.pool import Busy, PoolError, described
 from workers.setup import Setup
 from workers.worker import Worker
 
@@ -133,6 +133,12 @@ class RayPool:
         if not outcomes:
             self._require_workers()
         return outcomes
+
+    def workers(self) -> list[Busy]:
+        """Every worker and what it does: a trial, opening its models, or nothing."""
+        now = monotonic()
+        jobs = {id(job.slot): job for job in list(self._jobs.values())}
+        return [_busy(slot, jobs.get(id(slot)), now) for slot in list(self._slots)]
 
     def close(self) -> None:
         """Kill the actors; stop Ray if this pool started it."""
@@ -295,6 +301,13 @@ class RayPool:
         for slot, contact in list(zip(self._slots, contacts, strict=True)):
             self._greet(slot, contact)
         self._require_workers()
+
+
+def _busy(slot: _Slot, job: _Job | None, now: float) -> Busy:
+    if job is None:
+        return Busy(worker=str(slot), doing="idle")
+    doing = "opening its models" if job.assignment is None else described(job.assignment)
+    return Busy(worker=str(slot), doing=doing, seconds=now - job.begun)
 
 
 @dataclass(frozen=True, kw_only=True)
