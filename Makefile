@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint chaos clean
+.PHONY: demo test lint chaos chromium pictures clean
 
 demo: $(VENV)/ready
 	$(BIN)/mergefront demo
@@ -15,6 +15,15 @@ test: $(VENV)/ready-dev
 # A hundred kills, an hour or so; the summary stands at the end and in DIR/summary.json.
 chaos: $(VENV)/ready-dev
 	$(BIN)/python tests/chaos/chaos.py --kills 100 --dir $(shell mktemp -u -d -t chaos-XXXXXX)
+
+# For the browser tests and the pictures; nothing where there is one, or no apt-get.
+chromium:
+	if ! command -v chromium && command -v apt-get; then apt-get update -qq && apt-get install -y -qq chromium; fi
+
+# The pictures of the README, of a demo's study.
+pictures: $(VENV)/ready-dev chromium
+	$(BIN)/mergefront demo
+	$(BIN)/python docs/pictures/take.py demo/report.html docs/pictures/report.png
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

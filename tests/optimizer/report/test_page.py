@@ -183,7 +183,8 @@ def test_a_study_of_failures_lists_the_reasons(study_file: Callable[..., Path], 
 
 def test_a_study_of_one_trial_has_a_report(found: Findings) -> None:
     uniform = next(r for r in found.results.rows if r.baseline == "uniform")
-    alone = replace(found, results=replace(found.results, rows=(uniform,)), choice=None, no_choice="none is feasible")
+    results = replace(found.results, rows=(uniform,))
+    alone = replace(found, results=results, choice=None, no_choice="none is feasible", changed=(), against=())
     assert "No merge can be put forward: none is feasible." in Parsed(page(alone)).text
 
 
