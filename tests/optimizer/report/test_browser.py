@@ -77,6 +77,7 @@ def test_a_click_on_a_mark_shows_its_trial(report: Path, tab: Callable[..., Any]
     assert page.locator("#trial h3").inner_text().startswith("Trial 4, base")
     assert "mergefront export tiny --trial 4" in page.locator("#trial pre").inner_text()
     assert page.url.endswith("#trial-4")
+    assert mark.evaluate("e => e.closest('.figure').contains(document.getElementById('trial'))")
 
 
 def test_an_address_names_a_trial(report: Path, tab: Callable[..., Any]) -> None:
