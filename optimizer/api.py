@@ -243,7 +243,11 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         for measured in store.measured(spec.study, split).values():
             deadlines.saw(split, measured.seconds["total"])
     uniform = starting_points(spec)[0].recipe
-    setup = replace(spec.setup(device=device), verdicts=store.verdicts() if spec.judged else {})
+    setup = replace(
+        spec.setup(device=device),
+        verdicts=store.verdicts() if spec.judged else {},
+        fingerprints=store.study(spec.study).fingerprints,
+    )
     pool = RayPool(setup, count=count, address=ray, canary=uniform, deadlines=deadlines)
     watcher.stage("starting workers", count, count)
     try:
@@ -266,11 +270,7 @@ def _check_fingerprints(store: Store, study: str) -> None:
 
     record = store.study(study)
     for source in from_document(dict(record.spec)).sources:
-        found = Checkpoint(source)
-        if found.fingerprint != record.fingerprints[source.name]:
-            raise InputError(
-                f"a checkpoint must be what it was when the study began, but {source.name} ({found.path}) has changed."
-            )
+        Checkpoint(source).require(record.fingerprints[source.name])
 
 
 def _positive(trials: int | None, default: int) -> int:

@@ -24,6 +24,7 @@ from search_spaces.methods import CATALOGUE, METHODS, PARAMETERS, SIMPLEX_METHOD
 from search_spaces.recipe import digest_of
 from search_spaces.space import Range, Space
 from storage.checkpoints import Source
+from storage.staging import is_url
 from workers.judge import Judge
 from workers.lm_eval_suites import LmEval, with_data_files
 from workers.marks import Prepares, Scorer
@@ -503,7 +504,9 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 
 def _model(text: str, root: Path) -> str:
-    """A directory beside the study file, or a hub id as it is."""
+    """A directory beside the study file; a hub id or a URL as it is."""
+    if is_url(text):
+        return text
     path = _expanded(text)
     here = root / path
     looks_like_a_path = path.is_absolute() or text.startswith((".", "~")) or text.partition("@")[0].count("/") != 1

@@ -80,6 +80,7 @@ class Setup:
         seed: the study's, from which the masks of DARE and DELLA are drawn.
         verdicts: what judges have said already, by the digest of what they were asked.
         racing: how trials race on the search split; None where each answers all its items.
+        fingerprints: of the sources when the study began, by name; what a worker stages must have the same.
     """
 
     sources: tuple[Source, ...]
@@ -91,3 +92,4 @@ class Setup:
     seed: int = 0
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     racing: Rules | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 
 from search_spaces.recipe import Recipe
-from storage.checkpoints import Checkpoint
+from storage.checkpoints import Checkpoint, Source
 from storage.records import Assignment, Failed, Measured, Outcome
 from workers.canary import Canary, canary_of
 from workers.engine import Request
@@ -36,7 +36,7 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         """Open checkpoints and engine; raises InputError where a file is missing or does not fit."""
         torch.set_num_threads(setup.threads)
-        checkpoints = {source.name: Checkpoint(source) for source in setup.sources}
+        checkpoints = {source.name: _opened(source, setup.fingerprints) for source in setup.sources}
         base = checkpoints[setup.base]
         self.name = f"{platform.node()}:{os.getpid()}"
         self._setup = setup
@@ -134,6 +134,14 @@ class Worker:
         if assignment.rivals is None or self._setup.racing is None or assignment.split != "search":
             return None
         return Referee(self._sheet("search"), assignment.rivals, self._setup.racing)
+
+
+def _opened(source: Source, fingerprints: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint; one that was fetched must be what the driver has: a network may bring something else."""
+    checkpoint = Checkpoint(source)
+    if source.staged and source.name in fingerprints:
+        checkpoint.require(fingerprints[source.name])
+    return checkpoint
 
 
 def pick_device(wanted: str) -> str:
