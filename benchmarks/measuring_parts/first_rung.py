@@ -6,7 +6,8 @@ pair of merges the race's own test then asks, on the items of the first rung, wh
 second: once by the metric, once by the likelihood.
 
 - *wrongly worse*: of the pairs whose first is truly at least as good, the share that the test calls worse. A race
-  promises that this is at most its level.
+  promises that this is at most its level, also for those that are better by a point at most (*the close ones*), as
+  neighbours on a front are.
 - *found*: of the pairs whose first is truly worse by five points and more, the share that the test calls worse.
 """
 
@@ -32,7 +33,7 @@ from workers.sheet import Objective
 from workers.worker import Worker
 
 FRESH = 4_000
-FAR = 0.05
+FAR, CLOSE = 0.05, 0.01
 LEVEL = 0.1 / len(RUNGS)
 """Of one look, at the confidence of .9 that studies race with."""
 
@@ -79,11 +80,13 @@ def p_values(answers: Answers) -> Array:
 def _row(name: str, found: Array, apart: Array, pairs: npt.NDArray[np.bool_]) -> dict[str, Any]:
     worse = found <= LEVEL
     good, bad = pairs & (apart >= 0.0), pairs & (apart <= -FAR)
+    close = good & (apart <= CLOSE)
     return {
         "first rung by": name,
         "level": f"{LEVEL:.1%}",
         "pairs, first at least as good": int(good.sum()),
         "wrongly worse": f"{worse[good].mean():.1%}",
+        "of the close ones": f"{worse[close].mean():.1%} of {int(close.sum())}",
         "pairs, first worse by 5 points": int(bad.sum()),
         "found": f"{worse[bad].mean():.1%}",
     }
