@@ -236,8 +236,11 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
 def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Iterator[Pool]:
     from workers.ray_pool import RayPool  # Ray takes a second to import: only what runs trials pays it
 
-    device, count = pick_device(spec.workers.device), _preflight.worker_count(spec)
-    watcher.stage("starting workers", 0, count)
+    # A cluster's machines need not be like this one.
+    device = pick_device(spec.workers.device) if ray is None else spec.workers.device
+    told = spec.workers.count if isinstance(spec.workers.count, int) else None
+    count = _preflight.worker_count(spec) if ray is None else told
+    watcher.stage("starting workers", 0, count or 1)
     deadlines = Deadlines()
     for split in SPLITS:
         for measured in store.measured(spec.study, split).values():
@@ -248,8 +251,10 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         verdicts=store.verdicts() if spec.judged else {},
         fingerprints=store.study(spec.study).fingerprints,
     )
-    pool = RayPool(setup, count=count, address=ray, canary=uniform, deadlines=deadlines)
-    watcher.stage("starting workers", count, count)
+    most = spec.search.parallel if isinstance(spec.search.parallel, int) else None
+    pool = RayPool(setup, count=count, most=most, address=ray, canary=uniform, deadlines=deadlines)
+    started = sum(map(bool, pool.process_ids()))
+    watcher.stage("starting workers", started, started)
     try:
         yield pool
     finally:
