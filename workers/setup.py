@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from search_spaces.errors import InputError
 from storage.checkpoints import Source
 from storage.records import SPLITS
+from workers.family import Family
 from workers.lm_eval_suites import LmEval
 from workers.racing import Rules
 from workers.scorers import make_scorer
 from workers.scores import Across
 from workers.sheet import Objective, Suite
 from workers.suites import SuiteFiles, choose, read_splits, split_items
+
+EngineName = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,8 @@ class Setup:
         seed: the study's, from which the masks of DARE and DELLA are drawn.
         verdicts: what judges have said already, by the digest of what they were asked.
         racing: how trials race on the search split; None where each answers all its items.
+        engine: what runs the model. tensor_parallel: processes, and GPUs, over which one vLLM engine spreads it.
+        max_model_len: tokens that fit into a vLLM engine; None for as many as the model can attend to.
     """
 
     sources: tuple[Source, ...]
@@ -91,3 +96,11 @@ class Setup:
     seed: int = 0
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     racing: Rules | None = None
+    engine: EngineName = "transformers"
+    tensor_parallel: int = 1
+    max_model_len: int | None = None
+
+    @property
+    def family(self) -> Family:
+        """What its merges are made of."""
+        return Family(sources=self.sources, base=self.base, seed=self.seed)
