@@ -30,5 +30,4 @@ class Canary:
 def canary_of(digest: str, engine: Engine, requests: tuple[Request, ...]) -> Canary:
     """What an engine whose weights have this digest answers."""
     totals = tuple(answer.total for answer in engine.loglikelihood(requests))
-    exact = next(iter(engine.weights().values())).device.type == "cpu"
-    return Canary(digest=digest, totals=totals, exact=exact)
+    return Canary(digest=digest, totals=totals, exact=engine.exact)

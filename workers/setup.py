@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from search_spaces.errors import InputError
 from storage.checkpoints import Source
 from storage.records import SPLITS
+from workers.family import Family
 from workers.lm_eval_suites import LmEval
 from workers.racing import Rules
 from workers.scorers import make_scorer
 from workers.scores import Across
 from workers.sheet import Objective, Suite
 from workers.suites import SuiteFiles, choose, read_splits, split_items
+
+EngineName = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,8 @@ class Setup:
         verdicts: what judges have said already, by the digest of what they were asked.
         racing: how trials race on the search split; None where each answers all its items.
         fingerprints: of the sources when the study began, by name; what a worker stages must have the same.
+        engine: what runs the model. tensor_parallel: processes, and GPUs, over which one vLLM engine spreads it.
+        max_model_len: tokens that fit into a vLLM engine; None for as many as the model can attend to.
     """
 
     sources: tuple[Source, ...]
@@ -93,3 +98,11 @@ class Setup:
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     racing: Rules | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    engine: EngineName = "transformers"
+    tensor_parallel: int = 1
+    max_model_len: int | None = None
+
+    @property
+    def family(self) -> Family:
+        """What its merges are made of."""
+        return Family(sources=self.sources, base=self.base, seed=self.seed, fingerprints=self.fingerprints)

@@ -9,14 +9,13 @@ from time import perf_counter
 import torch
 
 from search_spaces.recipe import Recipe
-from storage.checkpoints import Checkpoint, Source
+from storage.checkpoints import Checkpoint
 from storage.records import Assignment, Failed, Measured, Outcome
 from workers.canary import Canary, canary_of
-from workers.engine import Request
+from workers.engine import Facts, Request
+from workers.engines import load
 from workers.errors import TrialError
 from workers.marks import open_all
-from workers.merger import Merger
-from workers.placement import placed
 from workers.prompts import load_tokenizer, to_request
 from workers.questions import Generation
 from workers.racing import lay_rungs
@@ -24,7 +23,6 @@ from workers.referee import Referee
 from workers.second_stage import SecondStage, Verdict
 from workers.setup import Setup
 from workers.sheet import Asked, Objective, Sheet
-from workers.transformers_engine import TransformersEngine
 
 _CANARY_ITEMS = 4
 """Prompts of each suite that a canary asks."""
@@ -36,31 +34,28 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         """Open checkpoints and engine; raises InputError where a file is missing or does not fit."""
         torch.set_num_threads(setup.threads)
-        checkpoints = {source.name: _opened(source, setup.fingerprints) for source in setup.sources}
-        base = checkpoints[setup.base]
+        root = setup.family.root
+        base = Checkpoint(root)
         self.name = f"{platform.node()}:{os.getpid()}"
         self._setup = setup
-        self._tokenizer = load_tokenizer(base.path, trust_remote_code=base.trust_remote_code)
-        self._engine = TransformersEngine(
-            base.path,
-            self._tokenizer,
-            dtype=setup.dtype,
-            device=pick_device(setup.device),
-            trust_remote_code=base.trust_remote_code,
-        )
-        self._targets = self._engine.weights()
+        self._tokenizer = load_tokenizer(base.path, trust_remote_code=root.trust_remote_code)
         self._objectives = {plan.name: plan.load() for plan in setup.objectives}
-        self._stage = SecondStage(device=pick_device(setup.device), verdicts=setup.verdicts)
-        if self._stage.device != "cpu":  # what second models leave free decides where checkpoints lie
+        device = pick_device(setup.device)
+        self._stage = SecondStage(device=device, verdicts=setup.verdicts)
+        if device != "cpu":  # what second models leave free decides how much of it the engine takes
             open_all([s.scorer for o in self._objectives.values() for s in o["search"].suites], self._stage)
-        sources = placed({name: checkpoint.tensors for name, checkpoint in checkpoints.items()}, self._targets)
-        self._merger = Merger(sources, setup.base, seed=setup.seed)
+        self._engine = load(setup, self._tokenizer, device=device)
         self._sheets: dict[str, Sheet] = {}
         self._song = self._canary_requests()
 
+    @property
+    def facts(self) -> Facts:
+        """What runs here, and how long it took to start."""
+        return self._engine.facts
+
     def canary(self, recipe: Recipe) -> Canary:
         """What this worker makes of a recipe: the same every time, and the same as every other worker's."""
-        digest = self._merger.merge_into(recipe, self._targets)
+        digest = self._engine.swap(recipe)
         return canary_of(digest, self._engine, self._song)
 
     def learn(self, verdicts: Mapping[str, Verdict]) -> None:
@@ -85,7 +80,7 @@ class Worker:
         started, forward = perf_counter(), self._engine.forward_seconds
         sheet = self._sheet(assignment.split)
         ready = perf_counter()
-        digest = self._merger.merge_into(assignment.recipe, self._targets)
+        digest = self._engine.swap(assignment.recipe)
         merged = perf_counter()
         result = sheet.ask(self._engine, self._referee(assignment))
         return Measured(
@@ -134,14 +129,6 @@ class Worker:
         if assignment.rivals is None or self._setup.racing is None or assignment.split != "search":
             return None
         return Referee(self._sheet("search"), assignment.rivals, self._setup.racing)
-
-
-def _opened(source: Source, fingerprints: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint; one that was fetched must be what the driver has: a network may bring something else."""
-    checkpoint = Checkpoint(source)
-    if source.staged and source.name in fingerprints:
-        checkpoint.require(fingerprints[source.name])
-    return checkpoint
 
 
 def pick_device(wanted: str) -> str:
