@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from optuna.samplers import RandomSampler
+
 from optimizer import compare as _compare
 from optimizer import loop
 from optimizer import preflight as _preflight
@@ -27,13 +29,17 @@ from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
 from optimizer.export import check_target, export_trial
 from optimizer.repeat import measure_repeat, repeat_text
-from optimizer.results import Pick, Results, results, scores_of
+from optimizer.report.findings import findings
+from optimizer.results import Results, results
+from optimizer.results import choose as _choose
 from optimizer.samplers import make_sampler
-from optimizer.spec import Spec, load_spec
+from optimizer.spec import Spec, from_document, load_spec
 from optimizer.study import DriverStudy, create_study
 from optimizer.views import Views
 from optimizer.views import views as _views
 from optimizer.watcher import NOBODY, Watcher
+from optimizer.why import Why
+from optimizer.why import why as _why
 from search_spaces.errors import InputError
 from storage.errors import StoreError
 from storage.records import SPLITS, Failed, Outcome
@@ -52,10 +58,13 @@ __all__ = [
     "launch",
     "open_store",
     "repeat_noise",
+    "report",
     "resume",
+    "spec",
     "studies",
     "validate",
     "views",
+    "why",
 ]
 
 
@@ -127,6 +136,12 @@ def front(study: str, *, storage: str | None = None) -> Results:
         return results(store, study)
 
 
+def spec(study: str, *, storage: str | None = None) -> Spec:
+    """The study file that a study was made from, as it was read."""
+    with open_store(storage) as store:
+        return from_document(dict(store.study(study).spec))
+
+
 def compare(study: str, a: str | int, b: str | int, *, storage: str | None = None) -> Comparison:
     """Trial a against trial b, each a number or a baseline's name, on the freshest items that both answered."""
     with open_store(storage) as store:
@@ -147,6 +162,17 @@ def views(
         return _views(store, study, split, trials, relative=relative, languages=languages)
 
 
+def why(study: str, *, storage: str | None = None) -> Why:
+    """What each checkpoint does to the front, what could be left out, and which pairs interfere."""
+    with open_store(storage) as store:
+        spec = from_document(dict(store.study(study).spec))
+        checkpoints = {c.name for c in spec.checkpoints}
+        recipes = {n: m.recipe for n, m in store.measured(study).items() if set(m.recipe.weights) <= checkpoints}
+        merges = {number: recipe.mean_weights() for number, recipe in recipes.items()}
+        objectives = [o.name for o in spec.optimised]
+        return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
+
+
 def repeat_noise(study: str, *, storage: str | None = None) -> str:
     """In one line what differs when one merge is measured twice; empty before that was tried."""
     with open_store(storage) as store:
@@ -160,6 +186,30 @@ def validate(study: str, *, storage: str | None = None, watcher: Watcher = NOBOD
         spec = results(store, study).spec
         with _workers(store, spec, None, watcher) as pool:
             return _validate.validate(store, study, pool, watcher)
+
+
+def report(
+    study: str,
+    out: str | Path,
+    *,
+    figures: str | Path | None = None,
+    pick: str | None = None,
+    storage: str | None = None,
+) -> list[Path]:
+    """Write a study's report to the file ``out``, and its figures as PNG and SVG below ``figures``; returns the files.
+
+    ``pick`` says which merge it puts forward, as for `export`; None takes what the constraints suggest.
+    """
+    from optimizer.report import drawing, page
+    from optimizer.report.figures import figures as of_study
+
+    target = Path(out)
+    if target.is_dir():
+        raise InputError(f"--out must be a file, but {target} is a directory.")
+    with open_store(storage) as store:
+        found = findings(store, study, pick=pick)
+    page.write_page(found, target)
+    return [target, *(drawing.save(of_study(found), Path(figures)) if figures else [])]
 
 
 def export(
@@ -198,11 +248,7 @@ def export(
 
 def choose(store: Store, study: str, found: Results, pick: str) -> int:
     """The trial that a pick expression chooses: among validated finalists where there are any, else on the front."""
-    ordered = sorted(found.spec.objectives, key=lambda o: o.role == "watch")
-    expression = Pick.parse(pick, {o.name: o.maximise for o in ordered})
-    validated = store.measured(study, "validation")
-    rows = [r for r in found.merges if r.trial in validated] or [r for r in found.merges if not r.stopped]
-    return expression.choose(scores_of(validated, rows))
+    return _choose(found, store.measured(study, "validation"), pick)
 
 
 def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
@@ -270,7 +316,6 @@ def _check_sampler(spec: Spec) -> None:
 
 def _check_fingerprints(store: Store, study: str) -> None:
     """A study goes on only with the checkpoints that it began with."""
-    from optimizer.spec import from_document
     from storage.checkpoints import Checkpoint
 
     record = store.study(study)

@@ -217,11 +217,38 @@ def _show_validation(options: argparse.Namespace, found: "Validation", more: "Vi
     print("\n".join(filter(None, [found.to_text(), api.repeat_noise(options.study, storage=options.storage)])))
 
 
+def _report(options: argparse.Namespace) -> int:
+    from optimizer import api
+
+    figures = Path(options.figures) if options.figures else None
+    for path in api.report(options.study, options.out, figures=figures, pick=options.pick, storage=options.storage):
+        print(path)
+    return 0
+
+
 def _compare(options: argparse.Namespace) -> int:
     from optimizer import api
 
     found = api.compare(options.study, options.a, options.b, storage=options.storage)
     print(json.dumps(found.to_json(), indent=2) if options.format == "json" else found.to_text())
+    return 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from optimizer import api
+    from optimizer.tables import pairs_text, why_table
+
+    found = api.why(options.study, storage=options.storage)
+    if options.format == "json":
+        print(json.dumps(found.to_json(), indent=2))
+        return 0
+    if found.fallback:
+        print(f"There is no model to ask, only weights: {found.fallback}.", file=sys.stderr)
+    if not found.on_front:
+        print(f"No merge of {options.study} is on the front: these are all merges.", file=sys.stderr)
+    objectives = api.spec(options.study, storage=options.storage).optimised
+    show(why_table(found, objectives))
+    print("\n".join(pairs_text(found, objectives)))
     return 0
 
 
@@ -391,12 +418,28 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--relative", action="store_true", help="in relation to the base too")
         command.add_argument("--languages", action="store_true", help="by language too, the worst one named")
 
+    report = commands.add_parser(
+        "report", parents=[storage], help="what to ship and why, as one page that needs no network"
+    )
+    report.add_argument("study", metavar="STUDY")
+    report.add_argument("--out", required=True, metavar="FILE.html")
+    report.add_argument("--figures", metavar="DIR", help="the figures as PNG and SVG too")
+    report.add_argument(
+        "--pick", metavar="EXPR", help="which merge to put forward; default: what the constraints suggest"
+    )
+    report.set_defaults(command=_report)
+
     compare = commands.add_parser("compare", parents=[storage], help="two trials on the same items, in words")
     compare.add_argument("study", metavar="STUDY")
     compare.add_argument("a", metavar="A", help="a trial's number, or a baseline such as uniform")
     compare.add_argument("b", metavar="B")
     compare.add_argument("--format", choices=["text", "json"], default="text")
     compare.set_defaults(command=_compare)
+
+    why = commands.add_parser("why", parents=[storage], help="which checkpoints matter, and which pairs interfere")
+    why.add_argument("study", metavar="STUDY")
+    why.add_argument("--format", choices=["table", "json"], default="table")
+    why.set_defaults(command=_why)
 
     export = commands.add_parser("export", parents=[storage], help="write a merge as a Hugging Face model directory")
     export.add_argument("study", metavar="STUDY")

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import optuna
-
-from optimizer.outcomes import Outcomes
+from optimizer.outcomes import Outcomes, baselines_of
 from optimizer.spec import ObjectiveSpec
 from optimizer.statistics import Difference
 from search_spaces.errors import InputError
@@ -75,7 +73,7 @@ def compare(store: Store, name: str, a: str, b: str) -> Comparison:
 
     Raises: InputError where one is unknown, both are the same, or no split has both.
     """
-    labels = _labels(store, name)
+    labels = baselines_of(store, name)
     first, second = _number(a, labels), _number(b, labels)
     if first == second:
         raise InputError(f"a comparison needs two trials, but {a} and {b} are both trial {first}.")
@@ -85,16 +83,21 @@ def compare(store: Store, name: str, a: str, b: str) -> Comparison:
         lost = first if first not in measured["search"] else second
         known = ", ".join(str(n) for n in measured["search"]) or "none"
         raise InputError(f"a comparison needs measured trials ({known}), but trial {lost} is not.")
-    outcomes = Outcomes(store, name, split)
-    scores = [measured[split][n].scores for n in (first, second)]
+    return between(Outcomes(store, name, split), name, first, second)
+
+
+def between(outcomes: Outcomes, name: str, a: int, b: int) -> Comparison:
+    """Trial a against trial b of the study ``name``, on the split of ``outcomes``, which has both."""
+    labels = outcomes.labels
+    scores = [outcomes.scores(n) for n in (a, b)]
     both = [o for o in outcomes.spec.objectives if all(o.name in s for s in scores)]
     return Comparison(
         study=name,
-        a=first,
-        b=second,
-        names=(_called(first, labels), _called(second, labels)),
-        split=split,
-        objectives=tuple(on_objective(outcomes, o, first, second) for o in both),
+        a=a,
+        b=b,
+        names=(_called(a, labels), _called(b, labels)),
+        split=outcomes.split,
+        objectives=tuple(on_objective(outcomes, o, a, b) for o in both),
     )
 
 
@@ -129,12 +132,6 @@ def amount(value: float, objective: ObjectiveSpec, *, sign: bool = False) -> str
 def roughly(count: int) -> str:
     """Two figures of a count: it is an estimate."""
     return f"{float(f'{count:.2g}'):,.0f}"
-
-
-def _labels(store: Store, name: str) -> dict[int, str]:
-    study = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
-    trials = study.get_trials(deepcopy=False)
-    return {t.number: t.user_attrs["baseline"] for t in trials if t.user_attrs.get("baseline")}
 
 
 def _number(text: str, labels: Mapping[int, str]) -> int:

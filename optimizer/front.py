@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from optuna.study import Study, StudyDirection
 
-if TYPE_CHECKING:
-    from optimizer.surrogate import Data, Surrogate
+from optimizer.features import Array, shared_distributions, space_of
+from optimizer.measurements import Data, data_of, most_telling, signs
 
-Array = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from optimizer.surrogate import Surrogate
 
 ENOUGH_TRIALS = 8
 """Fewest trials in the search space that a model is asked about; below it raw means decide."""
@@ -65,16 +66,39 @@ def posterior(study: Study) -> Posterior:
     independent of one another. Trials with values that are not finite are left out. A trial that a race stopped early
     (user attribute ``stopped``) informs the model, with the error of its few items, and is never on the front.
     """
-    from optimizer import surrogate
+    return posterior_of(fit(study))
 
-    data = surrogate.data_of(study)
-    believed = _raw(data)
-    model, fitted, reason = _model(study, data)
-    if model is not None:
-        believed = _modelled(believed, model, fitted, data)
+
+def posterior_of(found: Fit) -> Posterior:
+    """The same of a study that was fitted already."""
+    believed = _raw(found.data)
+    if found.model is not None:
+        believed = _modelled(believed, found.model, found.rows, found.data)
+    return _summary(found, believed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A study's COMPLETE trials, the model of them and the rows that it is of; else the reason why there is none.
+
+    ``signs`` is ``(m,)``, 1 for an objective to maximise; ``whole`` ``(n,)``, which trials answered all their items.
+    """
+
+    data: Data
+    model: Surrogate | None
+    rows: npt.NDArray[np.int_]
+    signs: Array
+    whole: npt.NDArray[np.bool_]
+    reason: str | None
+
+
+def fit(study: Study) -> Fit:
+    """Fit the model of a study, or say why raw means have to do."""
+    data = data_of(study)
+    model, rows, reason = _model(study, data)
     stopped = {t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get("stopped")}
     whole = np.array([number not in stopped for number in data.numbers], dtype=bool)
-    return _summary(data.numbers, believed, whole, surrogate.signs(study), reason)
+    return Fit(data=data, model=model, rows=rows, signs=signs(study), whole=whole, reason=reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +127,14 @@ def _model(study: Study, data: Data) -> tuple[Surrogate | None, npt.NDArray[np.i
     from optimizer import surrogate
 
     nothing = np.array([], dtype=int)
-    distributions = surrogate.shared_distributions(study.get_trials(deepcopy=False))
-    space = surrogate.space_of(distributions) if distributions else None
+    distributions = shared_distributions(study.get_trials(deepcopy=False))
+    space = space_of(distributions) if distributions else None
     if distributions is None or (distributions and space is None):
         return None, nothing, "raw means: the search space is not made of numbers that every trial has"
     rows = data.inside(space) if space is not None else nothing
     if space is None or len(rows) < ENOUGH_TRIALS:
         return None, nothing, f"raw means: fewer than {ENOUGH_TRIALS} trials in the search space"
-    rows = rows[surrogate.most_telling(data.rows(rows))]
+    rows = rows[most_telling(data.rows(rows))]
     with surrogate.one_thread(0):
         try:
             return surrogate.Surrogate(space, data.rows(rows)), rows, None
@@ -141,10 +165,9 @@ def _modelled(raw: _Beliefs, model: Surrogate, rows: npt.NDArray[np.int_], data:
     return new
 
 
-def _summary(
-    numbers: Sequence[int], believed: _Beliefs, whole: npt.NDArray[np.bool_], signs: Array, reason: str | None
-) -> Posterior:
-    """``whole``: which trials answered all their items; no other is ever on the front."""
+def _summary(found: Fit, believed: _Beliefs) -> Posterior:
+    """A trial that did not answer all its items is never on the front."""
+    numbers, whole = found.data.numbers, found.whole
     feasible = np.asarray((believed.constraints <= 0.0).all(axis=1))
     best = _leaders(believed.mean, feasible & whole)
     chance = np.mean(
@@ -154,26 +177,28 @@ def _summary(
     allowed = believed.feasible.mean(axis=0)
     trials = {
         number: Estimate(
-            mean=tuple((believed.mean[i] * signs).tolist()),
+            mean=tuple((believed.mean[i] * found.signs).tolist()),
             stderr=tuple(believed.stderr[i].tolist()),
             on_front=float(chance[i]),
             feasible=float(allowed[i]),
         )
         for i, number in enumerate(numbers)
     }
-    return Posterior(trials=trials, front=tuple(n for n, b in zip(numbers, best, strict=True) if b), fallback=reason)
+    return Posterior(
+        trials=trials, front=tuple(n for n, b in zip(numbers, best, strict=True) if b), fallback=found.reason
+    )
 
 
 def _leaders(values: Array, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Which rows are allowed and not dominated by another allowed row; more is better."""
     rows = np.flatnonzero(allowed)
     leaders = np.zeros(len(values), dtype=bool)
-    leaders[rows[_front_rows(values[rows])]] = True
+    leaders[rows[non_dominated_rows(values[rows])]] = True
     return leaders
 
 
-def _front_rows(values: Array) -> npt.NDArray[np.int_]:
-    """Rows that no row dominates, equal rows all kept; more is better."""
+def non_dominated_rows(values: Array) -> npt.NDArray[np.int_]:
+    """Rows of ``(n, m)`` that no row dominates, equal rows all kept; more is better, and there must be no NaN."""
     left = np.lexsort(-values.T[::-1])
     kept: list[int] = []
     while len(left):
@@ -192,7 +217,7 @@ def non_dominated(values: Array, directions: Sequence[StudyDirection]) -> list[i
     """
     if np.isnan(values).any():
         raise ValueError("values must be numbers to be compared, but some are NaN.")
-    return [int(row) for row in _front_rows(_turned(values, directions))]
+    return [int(row) for row in non_dominated_rows(_turned(values, directions))]
 
 
 def hypervolume(values: Array, reference: Sequence[float], directions: Sequence[StudyDirection]) -> float:

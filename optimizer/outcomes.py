@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+import optuna
+
 from optimizer.spec import ObjectiveSpec, Spec, from_document
 from optimizer.statistics import Difference, Pairing, Relative
 from search_spaces.errors import InputError
-from storage.records import Measured
+from storage.records import Marks, Measured, Score
 from storage.store import Store
 from workers.errors import TrialError
 from workers.suites import Item
@@ -47,6 +49,19 @@ class Outcomes:
         except TrialError as e:
             raise InputError(f"trials {a} and {b} must share scored items of {objective.name}: {e}") from e
 
+    @cached_property
+    def labels(self) -> Mapping[int, str]:
+        """Trial to baseline."""
+        return baselines_of(self._store, self._name)
+
+    def scores(self, trial: int) -> Mapping[str, Score]:
+        """A trial's scores by objective."""
+        return self._of(trial).scores
+
+    def marks(self, trial: int) -> Mapping[str, Marks]:
+        """What came of a trial's items, by suite."""
+        return self._of(trial).marks
+
     def languages(self, objective: ObjectiveSpec) -> list[str]:
         """The languages of the objective's items."""
         return sorted({item.lang for _, item in self.items(objective)})
@@ -83,10 +98,19 @@ class Outcomes:
         }
 
     def _known(self, trial: int, suites: set[str]) -> dict[str, dict[str, float | None]]:
+        marks = self.marks(trial)
+        return {key: dict(zip(marks[key].ids, marks[key].values, strict=True)) for key in suites}
+
+    def _of(self, trial: int) -> Measured:
         if trial not in self._measured:
             self._measured[trial] = self._store.with_marks(self._name, trial, self.split)
-        marks = self._measured[trial].marks
-        return {key: dict(zip(marks[key].ids, marks[key].values, strict=True)) for key in suites}
+        return self._measured[trial]
+
+
+def baselines_of(store: Store, name: str) -> dict[int, str]:
+    """Trial to baseline, of the trials that are one."""
+    trials = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0)).get_trials(deepcopy=False)
+    return {t.number: t.user_attrs["baseline"] for t in trials if t.user_attrs.get("baseline")}
 
 
 def _check_known(known: Mapping[str, Mapping[str, float | None]], items: Sequence[tuple[str, Item]]) -> None:

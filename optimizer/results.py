@@ -189,6 +189,14 @@ class Pick:
         )
 
 
+def choose(found: Results, validated: Mapping[int, Measured], pick: str) -> int:
+    """The trial that a pick expression chooses: among validated finalists where there are any, else on the front."""
+    ordered = sorted(found.spec.objectives, key=lambda o: o.role == "watch")
+    expression = Pick.parse(pick, {o.name: o.maximise for o in ordered})
+    rows = [r for r in found.merges if r.trial in validated] or [r for r in found.merges if not r.stopped]
+    return expression.choose(scores_of(validated, rows))
+
+
 def to_csv(rows: Sequence[Row]) -> str:
     """Rows as CSV: one column a checkpoint's weight and four an objective."""
     out = io.StringIO()

@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
@@ -23,8 +23,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 
-if TYPE_CHECKING:
-    from optimizer.surrogate import Array, Space
+from optimizer.features import Array, Space, dead_zone, random_features, shared_distributions, space_of
+from optimizer.measurements import data_of, most_telling
 
 NAMES = ("auto", "gp", "tpe", "nsga2", "nsga3", "cmaes", "grid", "random")
 """What `make_sampler` knows."""
@@ -183,7 +183,7 @@ class _Wrapped(_Stateless):
 
 
 class _Joint(_Stateless):
-    """A sampler that proposes all parameters together, in the features of `optimizer.surrogate.Space`."""
+    """A sampler that proposes all parameters together, in the features of `optimizer.features.Space`."""
 
     def __init__(self, seed: int, space: Distributions | None) -> None:
         super().__init__(seed)
@@ -201,8 +201,6 @@ class _Joint(_Stateless):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        from optimizer.surrogate import space_of
-
         distributions = self._known or _distributions(study, trial)
         space = space_of(distributions) if distributions else None
         if not search_space:
@@ -230,8 +228,6 @@ class _Joint(_Stateless):
 
 
 def _distributions(study: Study, trial: FrozenTrial) -> Distributions | None:
-    from optimizer.surrogate import shared_distributions
-
     return shared_distributions([t for t in study.get_trials(deepcopy=False) if t.number != trial.number])
 
 
@@ -280,11 +276,11 @@ class _Auto(_Joint):
         from optimizer import surrogate
 
         rng = np.random.default_rng([self._seed, trial.number])
-        data = surrogate.data_of(study)
+        data = data_of(study)
         inside = data.inside(space)
         if len(inside) < _enough(space):
             seen = _seen(study, trial, space)
-            random = surrogate.random_features(space, 1, rng)[0]
+            random = random_features(space, 1, rng)[0]
             return space.decode(next((p for p in _corners(space) if _is_new(p, seen)), random))
         with surrogate.one_thread(self._draw_seed(trial)):
             return space.decode(_best_point(space, data.rows(inside), _pending(study, trial, space), rng))
@@ -300,14 +296,14 @@ def _pending(study: Study, trial: FrozenTrial, space: Space) -> Array:
 
 
 def _best_point(space: Space, data: Any, pending: Array, rng: np.random.Generator) -> Array:
-    from optimizer import surrogate
+    from optimizer import next_point, surrogate
 
     try:
-        model = surrogate.Surrogate(space, data.rows(surrogate.most_telling(data)))
-        return surrogate.propose(model, pending, rng)
+        model = surrogate.Surrogate(space, data.rows(most_telling(data)))
+        return next_point.propose(model, pending, rng)
     except surrogate.FIT_ERRORS:
         # A study goes on without its model rather than not at all.
-        return np.asarray(surrogate.random_features(space, 1, rng)[0])
+        return np.asarray(random_features(space, 1, rng)[0])
 
 
 def _corners(space: Space) -> Iterable[Array]:
@@ -331,8 +327,6 @@ class _Grid(_Joint):
     """The published sweeps, in an order drawn from the seed; after the last point it starts again."""
 
     def _accept(self, distributions: Distributions | None) -> bool:
-        from optimizer.surrogate import space_of
-
         _require_numbers("grid", distributions)
         space = space_of(distributions or {})
         if space is not None:
@@ -362,8 +356,6 @@ def _levels(space: Space) -> list[tuple[float, ...]]:
 
 def _grid_points(space: Space) -> Array:
     """Features ``(n, d)`` of all different points of the grid."""
-    from optimizer.surrogate import dead_zone
-
     _check_grid(space)
     points = np.array(list(itertools.product(*_levels(space))))
     for group in space.simplexes:

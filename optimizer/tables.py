@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table
 
+from optimizer.compare import amount
 from optimizer.preflight import Report
 from optimizer.results import Results, Row
 from optimizer.spec import ObjectiveSpec
 from optimizer.validate import Validation
+from optimizer.why import STEP, Change, Pair, Why
 from search_spaces.recipe import Recipe
 from storage.records import Measured, Score
 
@@ -86,6 +88,32 @@ def summary_table(found: Results, chosen: int, reported: Mapping[int, Measured])
     return table
 
 
+def why_table(found: Why, objectives: Sequence[ObjectiveSpec]) -> Table:
+    """A line a checkpoint: its weights on the front, the effect of more of it and of leaving it out, what follows."""
+    title = "What each checkpoint does (predicted changes, 95 % intervals)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("checkpoint")
+    table.add_column("weight on the front\nmean (least to largest)", justify="right")
+    for objective in objectives if found.fallback is None else []:
+        table.add_column(f"{objective.name}\nwith {STEP:g} more", justify="right")
+        table.add_column(f"{objective.name}\nleft out", justify="right")
+    table.add_column("", overflow="fold")
+    for c in found.checkpoints:
+        cells = [_change(kind.get(o.name), o) for o in objectives for kind in (c.effect, c.left_out) if c.effect]
+        table.add_row(c.checkpoint, f"{c.mean:.2f} ({c.least:.2f} to {c.largest:.2f})", *cells, c.advice)
+    return table
+
+
+def pairs_text(found: Why, objectives: Sequence[ObjectiveSpec]) -> list[str]:
+    """A sentence for every pair that interferes, and how many others there are."""
+    costly = [p for p in found.pairs if p.interferes]
+    lines = [_interference(p, o) for p in costly for o in objectives if p.blend[o.name].verdict == "worse"]
+    others = len(found.pairs) - len(costly)
+    if others:
+        lines.append(f"No interference can be told of {'the other ' if costly else ''}{others} pairs (5 %, Holm).")
+    return lines
+
+
 def check_tables(report: Report) -> list[Table]:
     """Facts, then the task vectors."""
     facts = Table(box=None, show_header=False)
@@ -130,6 +158,22 @@ def _cells(row: Row, objective: str) -> tuple[str, str]:
     mean, stderr = row.posterior[objective]
     score = row.objectives[objective]
     return f"{mean:.3f} ± {stderr:.3f}", f"{score.mean:.3f} ± {score.stderr:.3f}"
+
+
+def _change(change: Change | None, objective: ObjectiveSpec) -> str:
+    if change is None:
+        return ""
+    mean, low, high = (amount(v, objective, sign=True) for v in (change.mean, change.low, change.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _interference(pair: Pair, objective: ObjectiveSpec) -> str:
+    change = pair.blend[objective.name]
+    low, high = (amount(v, objective) for v in sorted((abs(change.low), abs(change.high))))
+    return (
+        f"{pair.a} and {pair.b} interfere on {objective.name}: sharing half of the merge they cost "
+        f"{amount(abs(change.mean), objective)} against what either does alone (95 % interval {low} to {high})"
+    )
 
 
 def _interval(score: Score, objective: ObjectiveSpec) -> str:

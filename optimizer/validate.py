@@ -113,10 +113,30 @@ def validate(store: Store, name: str, pool: Pool, watcher: Watcher) -> Validatio
     return _validation(outcomes, measured, rows, picked, reported, used)
 
 
+def known(store: Store, name: str, found: Results) -> Validation | None:
+    """What earlier validations found: nothing is measured and no report item used; None where there was none.
+
+    Raises: InputError where a suite is no longer the one that was measured.
+    """
+    measured = {split: store.measured(name, split) for split in SPLITS}
+    rows = [r for r in found.rows if r.trial in measured["validation"]]
+    if not rows:
+        return None
+    picked = picks(found, measured["validation"])
+    reported = [r for r in rows if r.trial in measured["report"]]
+    outcomes = Outcomes(store, name, "report")
+    return _validation(outcomes, measured, rows, picked, reported, _earlier_uses(store, name, outcomes, picked))
+
+
+def picks(found: Results, validated: Mapping[int, Measured]) -> tuple[int, ...]:
+    """Merges that meet the constraints on the validation split and are dominated by no other that does."""
+    return _picked(found.spec, [r.trial for r in found.merges if not r.stopped], validated)
+
+
 def _near(found: Results) -> list[Row]:
     """Merges off the front that would be on it, were each of their posterior means one standard error better."""
     objectives = found.spec.optimised
-    directions = [_direction(o) for o in objectives]
+    directions = [direction(o) for o in objectives]
     front = [[r.posterior[o.name][0] for o in objectives] for r in found.front]
     near = []
     for row in [r for r in found.merges if r.feasible and not r.on_front and not r.stopped]:
@@ -131,22 +151,29 @@ def _near(found: Results) -> list[Row]:
 def _mark_used(
     store: Store, name: str, outcomes: Outcomes, picked: Sequence[int], reported: Sequence[int]
 ) -> list[str]:
-    """Mark the report items as used before anybody sees a figure; returns who used them earlier, one sentence each.
+    """Mark the report items as used before anybody sees a figure; returns who used them earlier, one sentence each."""
+    said = _earlier_uses(store, name, outcomes, picked)
+    if set(reported) <= set(store.measured(name, "report")):
+        return said
+    for digest in _report_digests(outcomes).values():
+        store.add_report_use(name, digest)
+    earlier: list[list[int]] = list(store.notes(name).get(_USES, []))
+    if sorted(picked) not in earlier:
+        store.note(name, _USES, [*earlier, sorted(picked)])
+    return said
+
+
+def _earlier_uses(store: Store, name: str, outcomes: Outcomes, picked: Sequence[int]) -> list[str]:
+    """Who used the report items before, one sentence each.
 
     Picks that are asked about again are the same use; other picks on the same items are another one.
     """
-    earlier: list[list[int]] = list(store.notes(name).get(_USES, []))
-    fresh = not set(reported) <= set(store.measured(name, "report"))
     said = []
     for suite, digest in _report_digests(outcomes).items():
         uses = store.report_uses(digest)
         own = next((i for i, use in enumerate(uses) if use.rpartition(" at ")[0] == name), len(uses))
-        if fresh:
-            store.add_report_use(name, digest)
         said += [f"the report items of {suite} were used before, by {use}." for use in uses[:own]]
-    if fresh and sorted(picked) not in earlier:
-        earlier.append(sorted(picked))
-        store.note(name, _USES, earlier)
+    earlier: list[list[int]] = store.notes(name).get(_USES, [])
     others = "; ".join(", ".join(map(str, trials)) or "none" for trials in earlier if trials != sorted(picked))
     if others:
         said.append(f"this study has used its report items before, for other picks ({others}): they are not fresh now.")
@@ -191,10 +218,11 @@ def _picked(spec: Spec, merges: Sequence[int], measured: Mapping[int, Measured])
     if not able:
         return ()
     values = np.array([[means[n][o.name] for o in spec.optimised] for n in able])
-    return tuple(able[i] for i in non_dominated(values, [_direction(o) for o in spec.optimised]))
+    return tuple(able[i] for i in non_dominated(values, [direction(o) for o in spec.optimised]))
 
 
-def _direction(objective: ObjectiveSpec) -> StudyDirection:
+def direction(objective: ObjectiveSpec) -> StudyDirection:
+    """An objective's direction in Optuna's word."""
     return optuna.study.StudyDirection.MAXIMIZE if objective.maximise else optuna.study.StudyDirection.MINIMIZE
 
 

@@ -257,6 +257,14 @@ class Store:
             rows = session.scalars(_of(study_id, split).order_by(EvaluationRow.number)).all()
         return {row.number: _measured(row, {}) for row in rows}
 
+    def span(self, name: str) -> tuple[str, str] | None:
+        """When the first and the last measurement of any split was kept, UTC in ISO 8601; None where there is none."""
+        study_id = self._study_id(name)
+        times = sa.select(sa.func.min(EvaluationRow.created), sa.func.max(EvaluationRow.created))
+        with Session(self._engine) as session:
+            first, last = session.execute(times.where(EvaluationRow.study_id == study_id)).one()
+        return None if first is None else (first, last)
+
     def with_marks(self, name: str, number: int, split: str = "search") -> Measured:
         """One measurement with the marks of its items; raises StoreError where there is none."""
         study_id = self._study_id(name)

@@ -1,0 +1,190 @@
+"""Everything that a report says, read from the store in one go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.samplers import RandomSampler
+
+from optimizer import validate
+from optimizer.compare import Comparison, between
+from optimizer.front import knee
+from optimizer.outcomes import Outcomes
+from optimizer.repeat import repeat_text
+from optimizer.report.changed import Changed, changed_most
+from optimizer.results import Results, choose, results, scores_of
+from optimizer.spec import BASE, UNIFORM, ObjectiveSpec, Spec
+from optimizer.validate import Validation, direction
+from optimizer.why import Why, why
+from search_spaces.errors import InputError
+from storage.records import SPLITS, Measured
+from storage.store import Store, StudyRecord, Summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The merge that a report puts forward, and by which rule, in words."""
+
+    trial: int
+    rule: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What is known of one study.
+
+    Attributes:
+        measured: split to trial to scores. validation: None before there was one. choice: None where no merge can be
+        put forward, and ``no_choice`` why. why: what each checkpoint does. against: the choice against uniform and
+        base, on their freshest split. changed: the items that differ most between choice and uniform. missing: why what
+        needs the suites' files is not there, empty where it is. failures: trial to the reasons of its failed attempts.
+        span: first and last measurement, UTC; None without any.
+    """
+
+    record: StudyRecord
+    summary: Summary
+    results: Results
+    measured: Mapping[str, Mapping[int, Measured]]
+    picked: tuple[int, ...]
+    validation: Validation | None
+    choice: Choice | None
+    no_choice: str
+    why: Why
+    against: tuple[Comparison, ...]
+    changed: tuple[Changed, ...]
+    missing: str
+    failures: Mapping[int, list[str]]
+    repeat_noise: str
+    span: tuple[str, str] | None
+
+    @property
+    def spec(self) -> Spec:
+        """The study's spec."""
+        return self.results.spec
+
+    def freshest(self, trial: int) -> Measured:
+        """A trial's measurement on the split that flatters it least: report, else validation, else search."""
+        return next(self.measured[split][trial] for split in reversed(SPLITS) if trial in self.measured[split])
+
+    def baseline(self, name: str) -> int | None:
+        """The trial of a baseline; None where it is not measured."""
+        return next((r.trial for r in self.results.baselines if r.baseline == name), None)
+
+
+def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
+    """Read a study.
+
+    Args:
+        pick: which merge to put forward, as ``mergefront export --pick`` reads it; None for `default_pick`'s.
+    Raises: InputError where ``pick`` is wrong or nothing meets it, StoreError for an unknown study.
+    """
+    found = results(store, name)
+    measured = {split: store.measured(name, split) for split in SPLITS}
+    picked = validate.picks(found, measured["validation"])
+    choice, no_choice = _choice(found, measured["validation"], picked, pick)
+    paired = _paired(store, name, found, measured, choice)
+    return Findings(
+        record=store.study(name),
+        summary=next(s for s in store.studies() if s.name == name),
+        results=found,
+        measured=measured,
+        picked=picked,
+        validation=paired.validation,
+        choice=choice,
+        no_choice=no_choice,
+        why=_why(store, name, found),
+        against=paired.against,
+        changed=paired.changed,
+        missing=paired.missing,
+        failures=store.failures(name),
+        repeat_noise=repeat_text(store.notes(name)),
+        span=store.span(name),
+    )
+
+
+def default_pick(spec: Spec) -> str | None:
+    """The pick that the constraints suggest: the best of the first objective without one, where all of them hold.
+
+    None where no objective has a constraint, or all have: then the front's knee is put forward.
+    """
+    free = [o for o in spec.optimised if not _bounds(o)]
+    conditions = [condition for o in spec.optimised for condition in _bounds(o)]
+    if not free or not conditions:
+        return None
+    return f"{'max' if free[0].maximise else 'min'} {free[0].name} where {' and '.join(conditions)}"
+
+
+def _bounds(objective: ObjectiveSpec) -> list[str]:
+    least = [] if objective.at_least is None else [f"{objective.name} >= {objective.at_least:g}"]
+    most = [] if objective.at_most is None else [f"{objective.name} <= {objective.at_most:g}"]
+    return [*least, *most]
+
+
+def _why(store: Store, name: str, found: Results) -> Why:
+    merges = {r.trial: r.recipe.mean_weights() for r in found.merges}
+    return why(store.optuna_study(name, RandomSampler(seed=0)), [o.name for o in found.spec.optimised], merges)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Paired:
+    """What is read from the outcomes of single items; all of it needs the suites' files."""
+
+    validation: Validation | None = None
+    against: tuple[Comparison, ...] = ()
+    changed: tuple[Changed, ...] = ()
+    missing: str = ""
+
+
+def _paired(
+    store: Store,
+    name: str,
+    found: Results,
+    measured: Mapping[str, Mapping[int, Measured]],
+    choice: Choice | None,
+) -> _Paired:
+    try:
+        validation = validate.known(store, name, found)
+        if choice is None:
+            return _Paired(validation=validation)
+        split = next(s for s in reversed(SPLITS) if choice.trial in measured[s])
+        outcomes = Outcomes(store, name, split)
+        rivals = [r for r in found.baselines if r.baseline in (UNIFORM, BASE) and r.trial in measured[split]]
+        rivals = [r for r in rivals if r.trial != choice.trial]
+        uniform = next((r.trial for r in rivals if r.baseline == UNIFORM), None)
+        return _Paired(
+            validation=validation,
+            against=tuple(between(outcomes, name, choice.trial, r.trial) for r in rivals),
+            changed=() if uniform is None else tuple(changed_most(outcomes, choice.trial, uniform)),
+        )
+    except InputError as e:
+        return _Paired(missing=str(e))
+
+
+def _choice(
+    found: Results, validated: Mapping[int, Measured], picked: tuple[int, ...], pick: str | None
+) -> tuple[Choice | None, str]:
+    """The choice, or why there is none. Raises InputError where a pick that was asked for chooses nothing."""
+    if pick is not None:
+        return Choice(trial=choose(found, validated, pick), rule=pick), ""
+    merges = [r for r in found.merges if not r.stopped]
+    if not merges:
+        return None, "no merge has been measured yet"
+    expression = default_pick(found.spec)
+    if expression is None:
+        return _knee(found, validated, picked)
+    try:
+        return Choice(trial=choose(found, validated, expression), rule=expression), ""
+    except InputError as e:
+        return None, str(e).rstrip(".")
+
+
+def _knee(found: Results, validated: Mapping[int, Measured], picked: tuple[int, ...]) -> tuple[Choice | None, str]:
+    """The front's knee: by validated means where there are picks."""
+    trials = picked or tuple(r.trial for r in found.merges if r.on_front)
+    if not trials:
+        return None, "no merge meets the constraints"
+    means = scores_of(validated, [found.row(t) for t in trials])
+    values = np.array([[means[t][o.name] for o in found.spec.optimised] for t in trials])
+    trial = trials[knee(values, [direction(o) for o in found.spec.optimised])]
+    one = len(found.spec.optimised) == 1
+    return Choice(trial=trial, rule="the best" if one else "the knee of the front"), ""
