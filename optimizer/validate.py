@@ -5,15 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.study import StudyDirection
 
 from optimizer import claims
 from optimizer.claims import Claim, Gap, Neighbours
 from optimizer.front import non_dominated
 from optimizer.outcomes import Outcomes
-from optimizer.results import Results, Row, is_feasible, results
-from optimizer.spec import BASE, ObjectiveSpec, Spec
+from optimizer.results import Results, Row, direction, is_feasible, results
+from optimizer.spec import BASE, Spec
 from optimizer.watcher import Watcher
 from search_spaces.recipe import digest_of
 from storage.records import SPLITS, Assignment, Failed, Measured, Outcome, Score
@@ -116,7 +114,7 @@ def validate(store: Store, name: str, pool: Pool, watcher: Watcher) -> Validatio
 def _near(found: Results) -> list[Row]:
     """Merges off the front that would be on it, were each of their posterior means one standard error better."""
     objectives = found.spec.optimised
-    directions = [_direction(o) for o in objectives]
+    directions = [direction(o) for o in objectives]
     front = [[r.posterior[o.name][0] for o in objectives] for r in found.front]
     near = []
     for row in [r for r in found.merges if r.feasible and not r.on_front and not r.stopped]:
@@ -191,11 +189,7 @@ def _picked(spec: Spec, merges: Sequence[int], measured: Mapping[int, Measured])
     if not able:
         return ()
     values = np.array([[means[n][o.name] for o in spec.optimised] for n in able])
-    return tuple(able[i] for i in non_dominated(values, [_direction(o) for o in spec.optimised]))
-
-
-def _direction(objective: ObjectiveSpec) -> StudyDirection:
-    return optuna.study.StudyDirection.MAXIMIZE if objective.maximise else optuna.study.StudyDirection.MINIMIZE
+    return tuple(able[i] for i in non_dominated(values, [direction(o) for o in spec.optimised]))
 
 
 def _validation(
