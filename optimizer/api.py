@@ -27,7 +27,7 @@ from optimizer.baselines import starting_points
 from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
-from optimizer.export import check_target, export_trial
+from optimizer.export import export_several, export_trial
 from optimizer.repeat import measure_repeat, repeat_text
 from optimizer.report.findings import findings
 from optimizer.results import Results, results
@@ -219,29 +219,27 @@ def export(
     trial: int | None = None,
     pick: str | None = None,
     whole_front: bool = False,
+    slider: int | None = None,
     overwrite: bool = False,
     storage: str | None = None,
 ) -> list[Path]:
-    """Write one trial, the trial that a pick expression chooses, or the whole front (a directory each below ``out``).
+    """Write one trial, the trial that a pick expression chooses, the whole front, or a slider along it: so many merges
+    spread evenly from the best by the first objective to the worst. Of several merges each gets a directory below
+    ``out``, named in order and listed in `optimizer.export.FRONT` there.
 
     A pick goes by the validation split's means where the study has been validated, else by the posterior's. With
     ``overwrite`` an earlier export is replaced as soon as the new one is complete.
     """
-    if (trial is not None) + (pick is not None) + whole_front != 1:
-        raise InputError("an export takes one of --trial, --pick and --front.")
+    if (trial is not None) + (pick is not None) + whole_front + (slider is not None) != 1:
+        raise InputError("an export takes one of --trial, --pick, --front and --slider.")
     target = Path(out)
     with open_store(storage) as store:
         found = results(store, study)
-        if whole_front:
-            if target.exists() and not overwrite:
-                raise InputError(f"the directory to write must not exist, but {target} does.")
-            rows = [r for r in found.merges if r.on_front]
+        if whole_front or slider is not None:
+            rows = found.slider if slider is None else found.stops(slider)
             if not rows:
                 raise InputError(f"a front must have merges to be exported, but {study} has none.")
-            directories = {r.trial: target / f"trial-{r.trial}" for r in rows}
-            for directory in directories.values():
-                check_target(directory, overwrite=overwrite)
-            return [export_trial(store, study, n, d, overwrite=overwrite) for n, d in directories.items()]
+            return export_several(store, study, rows, target, overwrite=overwrite)
         number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
         return [export_trial(store, study, number, target, overwrite=overwrite)]
 

@@ -15,6 +15,7 @@ from optimizer import logs
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
+    from optimizer.results import Results, Row
     from optimizer.validate import Validation
     from optimizer.views import Views
     from storage.store import Summary
@@ -172,13 +173,13 @@ def _studies_table(found: "Sequence[Summary]") -> object:
 
 def _front(options: argparse.Namespace) -> int:
     if options.format == "table":
-        _show_front(options.study, options.storage, everything=options.all, shown=options)
+        _show_front(options.study, options.storage, options)
         return 0
     from optimizer import api
     from optimizer.results import to_csv
 
     found = api.front(options.study, storage=options.storage)
-    rows = found.rows if options.all else found.front
+    rows = _shown_rows(found, options)
     if options.format == "csv":
         print(to_csv(rows), end="")
         return 0
@@ -275,6 +276,7 @@ def _export(options: argparse.Namespace) -> int:
         trial=options.trial,
         pick=options.pick,
         whole_front=options.front,
+        slider=options.slider,
         overwrite=options.overwrite,
         storage=options.storage,
     )
@@ -300,27 +302,36 @@ def _restore(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_front(
-    study: str, storage: str | None, *, everything: bool = False, shown: argparse.Namespace | None = None
-) -> None:
+def _shown_rows(found: "Results", options: argparse.Namespace) -> "Sequence[Row]":
+    """The rows that the options ask for, without the baselines that a table shows beside them."""
+    if options.all:
+        return found.rows
+    if options.knee:
+        return [found.knee] if found.knee is not None else []
+    return found.front
+
+
+def _show_front(study: str, storage: str | None, options: argparse.Namespace | None = None) -> None:
     from optimizer import api
     from optimizer.tables import front_table
 
     found = api.front(study, storage=storage)
     if found.fallback:
         print(f"The front is by {found.fallback}.", file=sys.stderr)
+    rows = found.front if options is None else _shown_rows(found, options)
     on_front = {r.trial for r in found.front}
     others = [r for r in found.baselines if r.trial not in on_front]
-    if everything:
-        show(front_table(found, found.rows, f"Every measured trial of {study}"))
+    if options is not None and options.all:
+        others = []
+        show(front_table(found, rows, f"Every measured trial of {study}"))
     else:
         if not found.front:
             print(f"No trial of {study} meets the constraints; --all shows every trial.", file=sys.stderr)
-        show(front_table(found, found.front, f"Front of {study}"))
+        knee = options is not None and options.knee
+        show(front_table(found, rows, f"{'Knee of the front' if knee else 'Front'} of {study}"))
         show(front_table(found, others, "Baselines"))
-    if shown is not None:
-        rows = found.rows if everything else [*found.front, *others]
-        for table in _views(shown, "search", [r.trial for r in rows]).tables():
+    if options is not None:
+        for table in _views(options, "search", [r.trial for r in [*rows, *others]]).tables():
             show(table)
     noise = api.repeat_noise(study, storage=storage)
     if noise:
@@ -406,7 +417,9 @@ def _parser() -> argparse.ArgumentParser:
     front = commands.add_parser("front", parents=[storage], help="the best merges found, and the baselines")
     front.add_argument("study", metavar="STUDY")
     front.add_argument("--format", choices=["table", "json", "csv"], default="table")
-    front.add_argument("--all", action="store_true", help="every measured trial, not only the front")
+    shown = front.add_mutually_exclusive_group()
+    shown.add_argument("--all", action="store_true", help="every measured trial, not only the front")
+    shown.add_argument("--knee", action="store_true", help="only the merge where the front bulges most")
     front.set_defaults(command=_front)
 
     validate = commands.add_parser("validate", parents=[storage], help="measure finalists on fresh items")
@@ -445,8 +458,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("study", metavar="STUDY")
     which = export.add_mutually_exclusive_group(required=True)
     which.add_argument("--trial", type=int, metavar="N")
-    which.add_argument("--pick", metavar="EXPR", help="such as 'max general where safety >= 0.95'")
+    which.add_argument("--pick", metavar="EXPR", help="'max general where safety >= 0.95', or 'knee'")
     which.add_argument("--front", action="store_true", help="every trial on the front, a directory each")
+    which.add_argument("--slider", type=int, metavar="N", help="N merges spread evenly along the front")
     export.add_argument("--out", required=True, metavar="DIR")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     export.set_defaults(command=_export)
