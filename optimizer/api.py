@@ -14,13 +14,14 @@ directory. Wrong input raises :class:`search_spaces.errors.InputError`: its mess
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from optimizer import compare as _compare
 from optimizer import loop
 from optimizer import preflight as _preflight
 from optimizer import validate as _validate
+from optimizer import verify as _verify
 from optimizer.baselines import starting_points
 from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
@@ -38,6 +39,7 @@ from search_spaces.errors import InputError
 from storage.errors import StoreError
 from storage.records import SPLITS, Failed, Outcome
 from storage.store import Store
+from workers.canary import Proof
 from workers.deadlines import Deadlines
 from workers.pool import Pool
 from workers.worker import pick_device
@@ -55,8 +57,11 @@ __all__ = [
     "resume",
     "studies",
     "validate",
+    "verify_swap",
     "views",
 ]
+
+_PROOF = "verify_swap"
 
 
 class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
@@ -66,6 +71,19 @@ class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
 def check(study_file: str | Path, *, watcher: Watcher = NOBODY) -> _preflight.Report:
     """Preflight of a study file: problems, warnings, sizes, times."""
     return _preflight.check(load_spec(Path(study_file)), timed=True, progress=watcher.stage)
+
+
+def verify_swap(study_file: str | Path) -> Proof:
+    """Hold a live engine that is swapped to the uniform merge against one that is started on it.
+
+    Raises: InputError where the preflight finds a problem, or an engine does not start.
+    """
+    spec = load_spec(Path(study_file))
+    report = _preflight.check(spec, timed=False, progress=NOBODY.stage)
+    if report.problems:
+        raise InputError("\n".join(report.problems))
+    setup = spec.setup(device=pick_device(spec.workers.device))
+    return _verify.verify_swap(setup, starting_points(spec)[0].recipe)
 
 
 def launch(
@@ -244,7 +262,12 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
             deadlines.saw(split, measured.seconds["total"])
     uniform = starting_points(spec)[0].recipe
     setup = replace(spec.setup(device=device), verdicts=store.verdicts() if spec.judged else {})
-    pool = RayPool(setup, count=count, address=ray, canary=uniform, deadlines=deadlines)
+    # An engine that is swapped by another program's code is held against a fresh one, once a study.
+    prove = _verify.verify_swap if spec.workers.engine == "vllm" and _PROOF not in store.notes(spec.study) else None
+    pool = RayPool(setup, count=count, address=ray, canary=uniform, deadlines=deadlines, prove=prove)
+    if pool.proof is not None:
+        store.note(spec.study, _PROOF, asdict(pool.proof))
+    store.note(spec.study, "engines", {worker: asdict(facts) for worker, facts in pool.engines.items()})
     watcher.stage("starting workers", count, count)
     try:
         yield pool

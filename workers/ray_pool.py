@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -17,8 +17,10 @@ from ray.exceptions import RayError, RayTaskError
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed, Measured, Outcome
-from workers.canary import Canary
+from workers.canary import Canary, Proof
 from workers.deadlines import Deadlines
+from workers.engine import Facts
+from workers.errors import EngineDied
 from workers.pool import PoolError
 from workers.setup import Setup
 from workers.worker import Worker
@@ -45,6 +47,7 @@ class _Slot:
     actor: Any
     node: str = "?"
     pid: int = 0
+    facts: Facts | None = None
     faults: set[object] = field(default_factory=set)
     since_canary: int = 0
     told: int = 0
@@ -69,10 +72,13 @@ class RayPool:
     row, or whose merges cannot be reproduced, is retired, and the others go on. PoolError is raised where none is left.
 
     Args:
-        count: how many workers, each with ``setup.threads`` CPUs, and one GPU where the device is CUDA.
+        count: how many workers, each with ``setup.threads`` CPUs, and where the device is CUDA one GPU, for every
+            process of its engine.
         address: of a running cluster; None starts Ray on this machine and stops it at the end.
         canary: a recipe that each worker merges and asks when it starts and every ``canary_every`` trials; all must
             agree about it. deadlines: how long a trial may take.
+        prove: runs first, where and with what a worker will run. A problem ends the start as InputError; without one
+            its canary is what each worker's must be.
     """
 
     def __init__(
@@ -84,26 +90,22 @@ class RayPool:
         canary: Recipe | None = None,
         canary_every: int = 50,
         deadlines: Deadlines | None = None,
+        prove: Callable[[Setup, Recipe], Proof] | None = None,
     ) -> None:
         self._setup = setup
         self._canary = canary
         self._canary_every = canary_every
         self._deadlines = deadlines or Deadlines()
-        self._started = _start(address, count * setup.threads)
-        gpus = 1 if setup.device.startswith("cuda") else 0
-        self._actor: Any = ray.remote(_Actor).options(
-            num_cpus=setup.threads,
-            num_gpus=gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env=_environment(setup),
-        )
-        self._slots = [_Slot(actor=self._actor.remote(setup)) for _ in range(count)]
+        self._started = _start(address, count * setup.threads * setup.tensor_parallel)
+        self._slots: list[_Slot] = []
         self._idle: list[_Slot] = []
         self._jobs: dict[Any, _Job] = {}
         self._waiting: list[Assignment] = []
         self._attempts: Counter[tuple[int, str]] = Counter()
-        self._reference: Canary | None = None
+        self.proof = None if prove is None or canary is None else self._proven(prove, canary)
+        self._reference = None if self.proof is None else self.proof.merge
+        self._actor: Any = ray.remote(_Actor).options(max_restarts=0, max_task_retries=0, **_resources(setup))
+        self._slots += [_Slot(actor=self._actor.remote(setup)) for _ in range(count)]
         self._retired = ""
         self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
         self._first_contact()
@@ -148,6 +150,20 @@ class RayPool:
         """Process numbers of the workers on whatever node they are."""
         return [slot.pid for slot in self._slots]
 
+    @property
+    def engines(self) -> dict[str, Facts]:
+        """What runs on each worker, by its name."""
+        return {str(slot): slot.facts for slot in self._slots if slot.facts is not None}
+
+    def _proven(self, prove: Callable[[Setup, Recipe], Proof], canary: Recipe) -> Proof:
+        task: Any = ray.remote(prove).options(max_retries=0, **_resources(self._setup))
+        proof: Proof
+        (proof,) = self._answers([task.remote(self._setup, canary)])
+        if proof.problem:
+            self.close()
+            raise InputError(proof.problem)
+        return proof
+
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
             slot, assignment = self._idle.pop(), self._waiting.pop(0)
@@ -166,6 +182,8 @@ class RayPool:
         try:
             answer = ray.get(ref)
         except RayTaskError as e:
+            if isinstance(e.cause, EngineDied):
+                return self._replace(job, _first_line(e.cause))
             return self._broken(job, e)
         except RayError as e:
             return self._replace(job, _first_line(e))
@@ -248,7 +266,7 @@ class RayPool:
 
     def _greet(self, slot: _Slot, contact: "_Contact") -> None:
         """A worker that has opened its models: idle, where its canary is what the others' was."""
-        slot.node, slot.pid = contact.node, contact.pid
+        slot.node, slot.pid, slot.facts = contact.node, contact.pid, contact.facts
         if self._reference is None:
             self._reference = contact.canary
         difference = contact.canary.differs_from(self._reference) if contact.canary and self._reference else None
@@ -277,32 +295,37 @@ class RayPool:
     def _first_contact(self) -> None:
         """Wait until every worker has opened its models: what is wrong with the input shows here, before a trial."""
         refs = [slot.actor.ready.remote(self._canary) for slot in self._slots]
-        while ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE_SECONDS)[1]:
-            free: Any = ray.available_resources  # without types of its own
-            _log.warning("waiting for workers; of Ray's resources free now: %s", free())
-        try:
-            contacts = ray.get(refs)
-        except RayError as e:
-            self.close()
-            cause = e.cause if isinstance(e, RayTaskError) else e
-            if isinstance(cause, InputError):
-                raise cause from e
-            raise PoolError(f"the workers must start, but the first error was: {_first_line(e)}") from e
+        contacts = self._answers(refs)
         found = [c.canary for c in contacts if c.canary is not None]
-        if found:
+        if found and self._reference is None:
             # What most of them say: one broken worker among several must not make the others look broken.
             self._reference = Counter(found).most_common(1)[0][0]
         for slot, contact in list(zip(self._slots, contacts, strict=True)):
             self._greet(slot, contact)
         self._require_workers()
 
+    def _answers(self, refs: list[Any]) -> list[Any]:
+        """What is waited for when workers start, however long; the pool ends where one of it is an error."""
+        while ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE_SECONDS)[1]:
+            free: Any = ray.available_resources  # without types of its own
+            _log.warning("waiting for workers; of Ray's resources free now: %s", free())
+        try:
+            return ray.get(refs)
+        except RayError as e:
+            self.close()
+            cause = e.cause if isinstance(e, RayTaskError) else e
+            if isinstance(cause, InputError):
+                raise cause from e
+            raise PoolError(f"the workers must start, but the first error was: {_first_line(e)}") from e
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Contact:
-    """Where a worker is, and what its canary said."""
+    """Where a worker is, what runs there, and what its canary said."""
 
     node: str
     pid: int
+    facts: Facts
     canary: Canary | None
 
 
@@ -324,6 +347,7 @@ class _Actor:
         return _Contact(
             node=socket.gethostname(),
             pid=os.getpid(),
+            facts=worker.facts,
             canary=None if canary is None else worker.canary(canary),
         )
 
@@ -380,6 +404,16 @@ def _require_answer(address: str) -> None:
         raise InputError(
             f"--ray must be the address of a running Ray cluster, but nobody answers at {address}: {e}."
         ) from e
+
+
+def _resources(setup: Setup) -> dict[str, Any]:
+    """What one worker takes of a node: its threads, and its GPUs, for each process of its engine."""
+    processes = setup.tensor_parallel
+    return {
+        "num_cpus": setup.threads * processes,
+        "num_gpus": processes if setup.device.startswith("cuda") else 0,
+        "runtime_env": _environment(setup),
+    }
 
 
 def _environment(setup: Setup) -> dict[str, Any]:
