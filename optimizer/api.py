@@ -14,7 +14,7 @@ directory. Wrong input raises :class:`search_spaces.errors.InputError`: its mess
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from optuna.samplers import RandomSampler
@@ -23,6 +23,7 @@ from optimizer import compare as _compare
 from optimizer import loop
 from optimizer import preflight as _preflight
 from optimizer import validate as _validate
+from optimizer import verify as _verify
 from optimizer.baselines import starting_points
 from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
@@ -44,6 +45,7 @@ from search_spaces.errors import InputError
 from storage.errors import StoreError
 from storage.records import SPLITS, Failed, Outcome
 from storage.store import Store
+from workers.canary import Proof
 from workers.deadlines import Deadlines
 from workers.pool import Pool
 from workers.worker import pick_device
@@ -63,9 +65,12 @@ __all__ = [
     "spec",
     "studies",
     "validate",
+    "verify_swap",
     "views",
     "why",
 ]
+
+_PROOF = "verify_swap"
 
 
 class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
@@ -75,6 +80,19 @@ class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
 def check(study_file: str | Path, *, watcher: Watcher = NOBODY) -> _preflight.Report:
     """Preflight of a study file: problems, warnings, sizes, times."""
     return _preflight.check(load_spec(Path(study_file)), timed=True, progress=watcher.stage)
+
+
+def verify_swap(study_file: str | Path) -> Proof:
+    """Hold a live engine that is swapped to the uniform merge against one that is started on it.
+
+    Raises: InputError where the preflight finds a problem, or an engine does not start.
+    """
+    spec = load_spec(Path(study_file))
+    report = _preflight.check(spec, timed=False, progress=NOBODY.stage)
+    if report.problems:
+        raise InputError("\n".join(report.problems))
+    setup = spec.setup(device=pick_device(spec.workers.device))
+    return _verify.verify_swap(setup, starting_points(spec)[0].recipe)
 
 
 def launch(
@@ -295,8 +313,13 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         verdicts=store.verdicts() if spec.judged else {},
         fingerprints=store.study(spec.study).fingerprints,
     )
+    # An engine that is swapped by another program's code is held against a fresh one, once a study.
+    prove = _verify.verify_swap if spec.workers.engine == "vllm" and _PROOF not in store.notes(spec.study) else None
     most = spec.search.parallel if isinstance(spec.search.parallel, int) else None
-    pool = RayPool(setup, count=count, most=most, address=ray, canary=uniform, deadlines=deadlines)
+    pool = RayPool(setup, count=count, most=most, address=ray, canary=uniform, deadlines=deadlines, prove=prove)
+    if pool.proof is not None:
+        store.note(spec.study, _PROOF, asdict(pool.proof))
+    store.note(spec.study, "engines", {worker: asdict(facts) for worker, facts in pool.engines.items()})
     started = sum(map(bool, pool.process_ids()))
     watcher.stage("starting workers", started, started)
     try:

@@ -92,6 +92,15 @@ def _check(options: argparse.Namespace) -> int:
     return 2 if report.problems else 0
 
 
+def _verify_swap(options: argparse.Namespace) -> int:
+    from optimizer import api
+
+    proof = api.verify_swap(options.spec)
+    print(f"swapped, against a fresh engine: largest difference {proof.swapped:.3g} in {proof.answers} log-likelihoods")
+    print(f"swapped back, against before: largest difference {proof.back:.3g}")
+    return _say(proof.problem, 1) if proof.problem else 0
+
+
 def _launch(options: argparse.Namespace) -> int:
     from optimizer import api
     from optimizer.progress import watching
@@ -395,6 +404,10 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="is this family mergeable, does it fit, how long will it take")
     check.add_argument("spec", metavar="SPEC")
     check.set_defaults(command=_check)
+
+    verify = commands.add_parser("verify-swap", help="does a live engine give what a fresh one gives")
+    verify.add_argument("spec", metavar="SPEC", help="a study file")
+    verify.set_defaults(command=_verify_swap)
 
     launch = commands.add_parser("launch", parents=[storage], help="start a study from its file")
     launch.add_argument("spec", metavar="SPEC")

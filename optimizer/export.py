@@ -59,8 +59,8 @@ def export_trial(store: Store, name: str, number: int, out: Path, *, overwrite: 
     require_room(out, sum(t.nbytes for t in like.values()) + sum(p.stat().st_size for p in _copied(base)) + _ROOM)
     try:
         with whole_directory(out, replace=overwrite) as staging:
-            _copy_config(base, staging, spec.workers.dtype)
-            digests = _write_weights(spec, measured.recipe, checkpoints, like, staging)
+            merger = Merger({n: c.tensors for n, c in checkpoints.items()}, BASE, seed=spec.search.seed)
+            digests = write_model(merger, measured.recipe, like, base, staging)
             _verify(staging, digests, measured)
             _describe(store, record, spec, measured, checkpoints, digests, staging)
     except NoRoom as e:
@@ -129,15 +129,21 @@ def _opened(spec: Spec, recipe: Recipe, fingerprints: Mapping[str, str]) -> dict
     return opened
 
 
-def _write_weights(
-    spec: Spec,
-    recipe: Recipe,
-    checkpoints: Mapping[str, Checkpoint],
-    like: Mapping[str, Tensor],
-    directory: Path,
+def write_model(
+    merger: Merger, recipe: Recipe, like: Mapping[str, Tensor], base: Checkpoint, directory: Path
 ) -> dict[str, str]:
+    """Config, tokenizer and weights of a merge; returns the digest of every tensor.
+
+    Args:
+        like: names, shapes and types of the weights, floats of one type. base: gives everything that is no weight.
+    """
+    dtype = next(t.dtype for t in like.values() if t.is_floating_point())
+    _copy_config(base, directory, str(dtype).removeprefix("torch."))
+    return _write_weights(merger, recipe, like, directory)
+
+
+def _write_weights(merger: Merger, recipe: Recipe, like: Mapping[str, Tensor], directory: Path) -> dict[str, str]:
     """Shards with their index; a tensor or two in memory at a time. Returns the digest of every tensor."""
-    merger = Merger({name: c.tensors for name, c in checkpoints.items()}, BASE, seed=spec.search.seed)
     count = sum(1 for _ in _shards(like))
     digests: dict[str, str] = {}
     places: dict[str, str] = {}

@@ -31,7 +31,7 @@ from workers.marks import Prepares, Scorer
 from workers.racing import Rules
 from workers.scorers import make_scorer, path_options
 from workers.scores import Across
-from workers.setup import ObjectivePlan, Setup, SuitePlan
+from workers.setup import EngineName, ObjectivePlan, Setup, SuitePlan
 from workers.suites import SuiteFiles
 
 BASE = "base"
@@ -284,12 +284,29 @@ class SearchSpec(_Strict):
 class WorkersSpec(_Strict):
     """What the workers run on."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: EngineName = "transformers"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
     count: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
-    tensor_parallel: Literal[1] = 1
+    tensor_parallel: Annotated[int, Field(gt=0, le=64)] = 1
+    max_model_len: Annotated[int, Field(gt=0)] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("quantization") is not None:
+            raise ValueError(
+                f"quantization must not be set, since merges are of whole weights, but it is {value['quantization']!r}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _of_the_engine(self) -> "WorkersSpec":
+        if self.engine != "vllm" and (self.tensor_parallel > 1 or self.max_model_len is not None):
+            name = "tensor_parallel" if self.tensor_parallel > 1 else "max_model_len"
+            raise ValueError(f"{name} is for engine: vllm, but the engine is {self.engine}")
+        return self
 
 
 class Spec(_Strict):
@@ -367,6 +384,9 @@ class Spec(_Strict):
             threads=threads,
             seed=self.search.seed,
             racing=self._racing,
+            engine=self.workers.engine,
+            tensor_parallel=self.workers.tensor_parallel,
+            max_model_len=self.workers.max_model_len,
         )
 
     def document(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -17,9 +17,11 @@ from ray.exceptions import RayError, RayTaskError
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed, Measured, Outcome
-from workers.canary import Canary
+from workers.canary import Canary, Proof
 from workers.code_version import code_version
 from workers.deadlines import Deadlines
+from workers.engine import Facts
+from workers.errors import EngineDied
 from workers.pool import PoolError
 from workers.setup import Setup
 from workers.worker import Worker
@@ -52,6 +54,7 @@ class _Slot:
     machine: str = "?"
     node: str = ""
     pid: int = 0
+    facts: Facts | None = None
     faults: set[object] = field(default_factory=set)
     since_canary: int = 0
     told: int = 0
@@ -83,13 +86,15 @@ class RayPool:
     a machine. One whose machine has another mergefront than the driver is retired before it is told anything.
 
     Args:
-        count: how many workers, each with ``setup.threads`` CPUs, and one GPU where the device is CUDA. Those that the
-            cluster has no room for wait until it has. None: as many as there is room for at any time, also on
-            machines that join later.
+        count: how many workers, each with ``setup.threads`` CPUs, and where the device is CUDA one GPU, for every
+            process of its engine. Those that the cluster has no room for wait until it has. None: as many as there is
+            room for at any time, also on machines that join later.
         most: never more than so many.
         address: of a running cluster; None starts Ray on this machine and stops it at the end.
         canary: a recipe that each worker merges and asks when it starts and every ``canary_every`` trials; all must
             agree about it. deadlines: how long a trial may take.
+        prove: runs first, where and with what a worker will run. A problem ends the start as InputError; without one
+            its canary is what each worker's must be.
     """
 
     def __init__(
@@ -102,34 +107,31 @@ class RayPool:
         canary: Recipe | None = None,
         canary_every: int = 50,
         deadlines: Deadlines | None = None,
+        prove: Callable[[Setup, Recipe], Proof] | None = None,
     ) -> None:
         self._canary = canary
         self._canary_every = canary_every
         self._deadlines = deadlines or Deadlines()
-        self._started = _start(address, (count or 1) * setup.threads)
-        needs = _needs(setup)
-        self._actor: Any = ray.remote(_Actor).options(
-            num_cpus=needs["CPU"],
-            num_gpus=needs.get("GPU", 0),
-            scheduling_strategy="SPREAD",
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env=_environment(setup),
-        )
-        self._told: Any = ray.put(setup)
+        self._setup = setup
+        self._started = _start(address, (count or 1) * setup.threads * setup.tensor_parallel)
         self._slots: list[_Slot] = []
         self._idle: list[_Slot] = []
         self._jobs: dict[Any, _Job] = {}
         self._waiting: list[Assignment] = []
         self._attempts: Counter[tuple[int, str]] = Counter()
-        self._reference: Canary | None = None
+        self.proof = None if prove is None or canary is None else self._proven(prove, canary)
+        self._reference = None if self.proof is None else self.proof.merge
+        self._actor: Any = ray.remote(_Actor).options(
+            scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0, **_resources(setup)
+        )
+        self._told: Any = ray.put(setup)
         self._retired = ""
         self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
         self._grows = count is None
         self._most = min(most or _ENDLESS, count or _ENDLESS)
-        for _ in range(min(max(_fitting(needs), 1), self._most) if count is None else self._most):
+        for _ in range(min(max(_fitting(_needs(setup)), 1), self._most) if count is None else self._most):
             self._add()
-        self._first_contact(needs)
+        self._first_contact()
         if self._grows:
             self._grow()
 
@@ -191,6 +193,20 @@ class RayPool:
         if self._grows and len(self._slots) < self._most and all(slot.node for slot in self._slots):
             self._add()
 
+    @property
+    def engines(self) -> dict[str, Facts]:
+        """What runs on each worker, by its name."""
+        return {str(slot): slot.facts for slot in self._slots if slot.facts is not None}
+
+    def _proven(self, prove: Callable[[Setup, Recipe], Proof], canary: Recipe) -> Proof:
+        task: Any = ray.remote(prove).options(max_retries=0, **_resources(self._setup))
+        proof: Proof
+        (proof,) = self._answers([task.remote(self._setup, canary)])
+        if proof.problem:
+            self.close()
+            raise InputError(proof.problem)
+        return proof
+
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
             slot, assignment = self._idle.pop(), self._waiting.pop(0)
@@ -209,6 +225,8 @@ class RayPool:
         try:
             answer = ray.get(ref)
         except RayTaskError as e:
+            if isinstance(e.cause, EngineDied):
+                return self._replace(job, _first_line(e.cause))
             return self._broken(job, e)
         except RayError as e:
             return self._replace(job, _first_line(e))
@@ -316,8 +334,9 @@ class RayPool:
         if not self._slots:
             raise PoolError(f"at least one worker must be left, but none is; {self._retired}")
 
-    def _greet(self, slot: _Slot, canary: Canary | None) -> None:
+    def _greet(self, slot: _Slot, opened: "_Opened") -> None:
         """A worker that has opened its models: idle, where its canary is what the others' was."""
+        slot.facts, canary = opened.facts, opened.canary
         if self._reference is None:
             self._reference = canary
         difference = canary.differs_from(self._reference) if canary and self._reference else None
@@ -343,39 +362,45 @@ class RayPool:
             _end_stopped(job.slot)
         return self._replace(job, f"no answer from {job.slot} after {monotonic() - job.begun:.0f} s")
 
-    def _first_contact(self, needs: Mapping[str, float]) -> None:
+    def _first_contact(self) -> None:
         """Wait until every worker has opened its models: what is wrong with the input shows here, before a trial."""
-        placed = self._first_places(needs)
-        contacts = self._first_answers(list(placed))
+        placed = self._first_places()
+        contacts = self._answers(list(placed))
         slots = [slot for slot, contact in zip(placed.values(), contacts, strict=True) if self._meet(slot, contact)]
-        canaries = self._first_answers([slot.actor.ready.remote(self._told, self._canary) for slot in slots])
-        found = [canary for canary in canaries if canary is not None]
-        if found:
+        opened = self._answers([slot.actor.ready.remote(self._told, self._canary) for slot in slots])
+        found = [o.canary for o in opened if o.canary is not None]
+        if found and self._reference is None:
             # What most of them say: one broken worker among several must not make the others look broken.
             self._reference = Counter(found).most_common(1)[0][0]
-        for slot, canary in zip(slots, canaries, strict=True):
-            self._greet(slot, canary)
+        for slot, answer in zip(slots, opened, strict=True):
+            self._greet(slot, answer)
         self._require_workers()
 
-    def _first_places(self, needs: Mapping[str, float]) -> dict[Any, _Slot]:
+    def _first_places(self) -> dict[Any, _Slot]:
         """The workers that have a place, by what they say then: all of them, or those that have one after a minute."""
         done: list[Any] = []
         while not done:
             done, _ = ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=_PATIENCE_SECONDS)
-            if not done and not _fitting(needs):
-                self.close()
-                raise InputError(
-                    f"a worker must fit on one machine of the cluster, but it takes {_amounts(needs)}, and the "
-                    f"machines have {'; '.join(filter(None, map(_amounts, _machines()))) or 'nothing'}."
-                )
             if not done:
-                free: Any = ray.available_resources  # without types of its own
-                _log.warning("waiting for workers; of Ray's resources free now: %s", free())
+                self._still_waiting()
         return {ref: self._jobs.pop(ref).slot for ref in done}
 
-    def _first_answers(self, refs: list[Any]) -> list[Any]:
+    def _still_waiting(self) -> None:
+        """Say so; raises InputError where it would be for ever."""
+        needs = _needs(self._setup)
+        if not _fitting(needs):
+            self.close()
+            raise InputError(
+                f"a worker must fit on one machine of the cluster, but it takes {_amounts(needs)}, and the "
+                f"machines have {'; '.join(filter(None, map(_amounts, _machines()))) or 'nothing'}."
+            )
+        free: Any = ray.available_resources  # without types of its own
+        _log.warning("waiting for workers; of Ray's resources free now: %s", free())
+
+    def _answers(self, refs: list[Any]) -> list[Any]:
+        """What is waited for when workers start, however long; the pool ends where one of it is an error."""
         while ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE_SECONDS)[1]:
-            _log.warning("waiting for workers to open their models")
+            self._still_waiting()
         try:
             return list(ray.get(refs))
         except RayError as e:
@@ -396,6 +421,14 @@ class _Contact:
     code: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What runs on a worker, and what its canary said."""
+
+    facts: Facts
+    canary: Canary | None
+
+
 class _Actor:
     """The worker inside its Ray actor."""
 
@@ -408,11 +441,11 @@ class _Actor:
         node = ray.get_runtime_context().get_node_id()
         return _Contact(machine=socket.gethostname(), node=node, pid=os.getpid(), code=code_version())
 
-    def ready(self, setup: Setup, canary: Recipe | None) -> Canary | None:
+    def ready(self, setup: Setup, canary: Recipe | None) -> _Opened:
         """Open the models where they are not open yet; in __init__ an error would reach the driver as a dead actor."""
         if self._worker is None:
             self._worker = Worker(setup)
-        return None if canary is None else self._worker.canary(canary)
+        return _Opened(facts=self._worker.facts, canary=None if canary is None else self._worker.canary(canary))
 
     def run(self, assignment: Assignment, verdicts: Mapping[str, Mapping[str, Any]]) -> Outcome:
         """Verdicts are those that judges have given other workers since this one ran last."""
@@ -433,9 +466,10 @@ def _reason(outcome: Outcome) -> str:
 
 
 def _needs(setup: Setup) -> dict[str, float]:
-    """What of a machine one worker takes."""
+    """What of a machine one worker takes: threads, and GPUs, for each process of its engine."""
     cuda = setup.device.startswith("cuda") or (setup.device == "auto" and any("GPU" in node for node in _machines()))
-    return {"CPU": float(setup.threads)} | ({"GPU": 1.0} if cuda else {})
+    processes = float(setup.tensor_parallel)
+    return {"CPU": setup.threads * processes} | ({"GPU": processes} if cuda else {})
 
 
 def _machines() -> list[dict[str, float]]:
@@ -494,6 +528,12 @@ def _require_answer(address: str) -> None:
         raise InputError(
             f"--ray must be the address of a running Ray cluster, but nobody answers at {address}: {e}."
         ) from e
+
+
+def _resources(setup: Setup) -> dict[str, Any]:
+    """The same in Ray's words."""
+    needs = _needs(setup)
+    return {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "runtime_env": _environment(setup)}
 
 
 def _environment(setup: Setup) -> dict[str, Any]:

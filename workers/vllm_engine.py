@@ -29,7 +29,7 @@ from workers.errors import EngineDied, EngineError, MergeError
 from workers.questions import Generated, LogLikelihood
 from workers.setup import Setup
 from workers.transformers_engine import context_of, empty_weights
-from workers.vllm_plan import INSTALL, Cache, Needs, is_installed, plan_gpu, refusal, swap_room
+from workers.vllm_plan import INSTALL, Cache, Needs, is_installed, plan_gpu, refusal
 
 _ENVIRONMENT: Final = {
     # The scheduler runs in the worker's own process: whatever ends the worker ends it, and nothing is left behind.
@@ -69,7 +69,7 @@ class VllmEngine:
         config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=root.trust_remote_code)
         _require_known(base, device)
         self.context = min(setup.max_model_len or context_of(config), context_of(config))
-        memory, resident = _memory(setup, config, base, device, self.context)
+        memory, resident = _memory(setup, config, base, device)
         self._endings = Endings.of(_generation_config(base, config), tokenizer)
         arguments = {
             "dtype": setup.dtype,
@@ -247,9 +247,9 @@ def _require_known(base: Checkpoint, device: str) -> None:
         raise InputError(f"vLLM must know the model, but vLLM {_version()} does not know {base.architecture}.")
 
 
-def _memory(setup: Setup, config: Any, base: Checkpoint, device: str, context: int) -> tuple[dict[str, Any], bool]:
+def _memory(setup: Setup, config: Any, base: Checkpoint, device: str) -> tuple[dict[str, Any], bool]:
     """Arguments that share out the memory, and whether the checkpoints are resident on the GPU."""
-    cache = Cache.of(config, dtype=setup.dtype, processes=setup.tensor_parallel, context=context)
+    cache = Cache.of(config, dtype=setup.dtype, processes=setup.tensor_parallel, longest=setup.max_model_len)
     if device == "cpu":
         return {"kv_cache_memory_bytes": cache.on_host}, False
     if torch.cuda.device_count() < setup.tensor_parallel:
@@ -259,12 +259,8 @@ def _memory(setup: Setup, config: Any, base: Checkpoint, device: str, context: i
         )
     like = empty_weights(base.path, setup.dtype, trust_remote_code=base.trust_remote_code)
     free, total = min(torch.cuda.mem_get_info(i) for i in range(setup.tensor_parallel))
-    needs = Needs(
-        model=sum(t.nbytes for t in like.values()) // setup.tensor_parallel,
-        text=cache.text,
-        swap=swap_room(like),
-        sources=sum(c.nbytes for c in setup.family.opened().values()),
-    )
+    sources = sum(c.nbytes for c in setup.family.opened().values())
+    needs = Needs.of(like, cache, sources=sources, processes=setup.tensor_parallel)
     plan = plan_gpu(needs, total=total, free=free)
     return {"gpu_memory_utilization": plan.utilization}, plan.resident
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from search_spaces.errors import InputError
 from search_spaces.groups import layer_of
 from workers.placement import BUFFER
+from workers.transformers_engine import context_of
 
 INSTALL = "pip install 'mergefront[vllm]'"
 
@@ -35,9 +36,14 @@ class Cache:
     text: int
 
     @classmethod
-    def of(cls, config: Any, *, dtype: str, processes: int, context: int) -> "Cache":
-        """By the config: keys and values of every layer and head. Layers that look back a few tokens only need less."""
+    def of(cls, config: Any, *, dtype: str, processes: int, longest: int | None) -> "Cache":
+        """By the config: keys and values of every layer and head. Layers that look back a few tokens only need less.
+
+        Args:
+            longest: tokens of the longest text that shall fit, None for as many as the model can attend to.
+        """
         text = config.get_text_config()
+        context = min(longest or context_of(config), context_of(config))
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         size = getattr(torch, dtype).itemsize
@@ -77,6 +83,12 @@ class Needs:
     text: int
     swap: int
     sources: int
+
+    @classmethod
+    def of(cls, like: Mapping[str, Tensor], cache: Cache, *, sources: int, processes: int) -> "Needs":
+        """By the live weights (on any device) and the bytes of all checkpoints."""
+        model = sum(t.nbytes for t in like.values())
+        return cls(model=model // processes, text=cache.text, swap=swap_room(like), sources=sources)
 
 
 def plan_gpu(needs: Needs, *, total: int, free: int) -> GpuPlan:

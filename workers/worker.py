@@ -11,21 +11,17 @@ import torch
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
 from storage.records import Assignment, Failed, Measured, Outcome
-from workers.canary import Canary, canary_of
-from workers.engine import Facts, Request
+from workers.canary import Canary, canary_of, song_of
+from workers.engine import Facts
 from workers.engines import load
 from workers.errors import TrialError
 from workers.marks import open_all
-from workers.prompts import load_tokenizer, to_request
-from workers.questions import Generation
+from workers.prompts import load_tokenizer
 from workers.racing import lay_rungs
 from workers.referee import Referee
 from workers.second_stage import SecondStage, Verdict
 from workers.setup import Setup
 from workers.sheet import Asked, Objective, Sheet
-
-_CANARY_ITEMS = 4
-"""Prompts of each suite that a canary asks."""
 
 
 class Worker:
@@ -40,13 +36,14 @@ class Worker:
         self._setup = setup
         self._tokenizer = load_tokenizer(base.path, trust_remote_code=root.trust_remote_code)
         self._objectives = {plan.name: plan.load() for plan in setup.objectives}
+        searched = [suite for objective in self._objectives.values() for suite in objective["search"].suites]
         device = pick_device(setup.device)
         self._stage = SecondStage(device=device, verdicts=setup.verdicts)
         if device != "cpu":  # what second models leave free decides how much of it the engine takes
-            open_all([s.scorer for o in self._objectives.values() for s in o["search"].suites], self._stage)
+            open_all([suite.scorer for suite in searched], self._stage)
         self._engine = load(setup, self._tokenizer, device=device)
         self._sheets: dict[str, Sheet] = {}
-        self._song = self._canary_requests()
+        self._song = song_of(searched, self._tokenizer, self._engine.context)
 
     @property
     def facts(self) -> Facts:
@@ -101,14 +98,6 @@ class Worker:
             },
             worker=self.name,
         )
-
-    def _canary_requests(self) -> tuple[Request, ...]:
-        """A few prompts of every suite; how likely each is, given its first token."""
-        suites = [suite for objective in self._objectives.values() for suite in objective["search"].suites]
-        questions = [Generation(prompt=i.prompt, max_new_tokens=1) for s in suites for i in s.items[:_CANARY_ITEMS]]
-        prompts = [to_request(self._tokenizer, question).prompt for question in questions]
-        fitting = [p for p in prompts if 1 < len(p) <= self._engine.context]
-        return tuple(Request(prompt=p[:1], continuation=p[1:]) for p in fitting)
 
     def _sheet(self, split: str) -> Sheet:
         if split not in self._sheets:
