@@ -35,6 +35,8 @@ from optimizer.results import Results, results
 from optimizer.results import choose as _choose
 from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, from_document, load_spec
+from optimizer.standing import Standing
+from optimizer.standing import standings as _standings
 from optimizer.study import DriverStudy, create_study
 from optimizer.views import Views
 from optimizer.views import views as _views
@@ -63,6 +65,7 @@ __all__ = [
     "report",
     "resume",
     "spec",
+    "standings",
     "studies",
     "validate",
     "verify_swap",
@@ -189,6 +192,16 @@ def why(study: str, *, storage: str | None = None) -> Why:
         merges = {number: recipe.mean_weights() for number, recipe in recipes.items()}
         objectives = [o.name for o in spec.optimised]
         return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
+
+
+def standings(study: str, *, found: Results | None = None, storage: str | None = None) -> tuple[Standing, ...]:
+    """Whether the front beats the uniform average, the best single checkpoint, the greedy soup and the best slider.
+
+    Args:
+        found: what `front` returned, where it is at hand.
+    """
+    with open_store(storage) as store:
+        return _standings(store, study, found or results(store, study))
 
 
 def repeat_noise(study: str, *, storage: str | None = None) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from optimizer import logs
 from search_spaces.errors import InputError
@@ -189,6 +189,7 @@ def _front(options: argparse.Namespace) -> int:
 
     found = api.front(options.study, storage=options.storage)
     rows = _shown_rows(found, options)
+    _say_standings(options.study, options.storage, sys.stderr, found)
     if options.format == "csv":
         print(to_csv(rows), end="")
         return 0
@@ -207,11 +208,13 @@ def _validate(options: argparse.Namespace) -> int:
     for text in found.warnings:
         print(f"warning: {text}", file=sys.stderr)
     if options.format == "json":
-        document = found.to_json()
+        standings = api.standings(options.study, storage=options.storage)
+        document = found.to_json() | {"standings": [s.to_json() for s in standings]}
         document["finalists"] = [f | more.to_json(f["trial"]) for f in document["finalists"]]
         print(json.dumps(document, indent=2))
         return 0
     _show_validation(options, found, more)
+    _say_standings(options.study, options.storage, sys.stdout)
     return 0
 
 
@@ -311,6 +314,14 @@ def _restore(options: argparse.Namespace) -> int:
     return 0
 
 
+def _say_standings(study: str, storage: str | None, file: TextIO, found: "Results | None" = None) -> None:
+    """Whether the search beat what one would try anyway; always said."""
+    from optimizer import api
+    from optimizer.standing import standings_text
+
+    print("\n".join(standings_text(api.standings(study, found=found, storage=storage))), file=file)
+
+
 def _shown_rows(found: "Results", options: argparse.Namespace) -> "Sequence[Row]":
     """The rows that the options ask for, without the baselines that a table shows beside them."""
     if options.all:
@@ -342,6 +353,7 @@ def _show_front(study: str, storage: str | None, options: argparse.Namespace | N
     if options is not None:
         for table in _views(options, "search", [r.trial for r in [*rows, *others]]).tables():
             show(table)
+    _say_standings(study, storage, sys.stdout, found)
     noise = api.repeat_noise(study, storage=storage)
     if noise:
         print(noise)

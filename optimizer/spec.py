@@ -37,6 +37,9 @@ from workers.suites import SuiteFiles
 BASE = "base"
 UNIFORM = "uniform"
 MODEL_STOCK = "model_stock"
+GREEDY_SOUP = "greedy_soup"
+BEST_SLIDER = "best_slider"
+_TAKEN = (BASE, UNIFORM, MODEL_STOCK, GREEDY_SOUP, BEST_SLIDER)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 _MOST_BYTES = 1_000_000
@@ -324,7 +327,7 @@ class Spec(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Spec":
         names = [c.name for c in [*self.checkpoints, *self.references]]
-        _refuse_twice("a checkpoint's or reference's name", [BASE, UNIFORM, MODEL_STOCK, *names])
+        _refuse_twice("a checkpoint's or reference's name", [*_TAKEN, *names])
         _refuse_twice("an objective's name", [o.name for o in self.objectives])
         if not self.optimised:
             raise ValueError("at least one objective must have role: optimise, but all are watched")
@@ -633,8 +636,7 @@ def _line(lines: dict[yaml_lines.Path, int], path: tuple[str | int, ...]) -> int
 def _refuse_twice(what: str, names: Sequence[str]) -> None:
     twice = [n for i, n in enumerate(names) if n in names[:i]]
     if twice:
-        taken = f"{BASE}, {UNIFORM} and {MODEL_STOCK} are taken"
-        raise ValueError(f"{what} must stand once ({taken}), but {twice[0]!r} stands twice")
+        raise ValueError(f"{what} must stand once ({', '.join(_TAKEN)} are taken), but {twice[0]!r} stands twice")
 
 
 def _check_count(method: str, count: int) -> None:

@@ -12,10 +12,11 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer.baselines import Baseline, starting_points
+from optimizer.handmade import handmade
 from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, patiently
 from optimizer.rivals import Rivals
 from optimizer.samplers import make_sampler
-from optimizer.spec import Spec, from_document
+from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, from_document
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed, Measured, Outcome
@@ -25,6 +26,10 @@ from storage.tables import now
 _log = logging.getLogger(__name__)
 
 _ROUNDING = 1e-9
+_HANDMADE = (GREEDY_SOUP, BEST_SLIDER)
+_ROOM = 10
+"""Fewest trials beside the starting points of a study that gives its last two to what people make by hand."""
+
 _PACKAGES = ("mergefront", "optuna", "torch", "transformers", "safetensors", "ray")
 
 
@@ -152,7 +157,8 @@ class DriverStudy:
             assignment = self._starting(self._start[0])
             self._start.pop(0)
         else:
-            assignment = self._ask()
+            last = self._handmade()
+            assignment = self._starting(last[0]) if last else self._ask()
         if self._rivals is not None:
             assignment = replace(assignment, rivals=self._rivals.against(assignment.number))
         self._look()
@@ -239,6 +245,16 @@ class DriverStudy:
         attrs = {"recipe": start.recipe.to_json(), "baseline": start.name}
         self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs))
         return Assignment(number=self._study.get_trials(deepcopy=False)[-1].number, recipe=start.recipe)
+
+    def _handmade(self) -> list[Baseline]:
+        """What is missing of the merges that people make by hand, once there is nothing but them left to be tried."""
+        roomy = self.planned - len(starting_points(self.spec)) >= _ROOM
+        if not roomy or len(self._states) < self.planned - len(_HANDMADE):
+            return []
+        labels = {t.user_attrs.get("baseline") for t in self._study.get_trials(deepcopy=False)}
+        if labels.issuperset(_HANDMADE):
+            return []
+        return [b for b in handmade(self.spec, self._books) if b.name not in labels]
 
     def _take_up_spooled(self) -> None:
         for path, outcome in self._spool.waiting():
