@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optuna.samplers import RandomSampler
 
@@ -25,13 +26,14 @@ from optimizer import preflight as _preflight
 from optimizer import validate as _validate
 from optimizer import verify as _verify
 from optimizer.baselines import starting_points
+from optimizer.board import Board
 from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
 from optimizer.export import export_several, export_trial
 from optimizer.repeat import measure_repeat, repeat_text
 from optimizer.report.findings import findings
-from optimizer.results import Results, results
+from optimizer.results import Results, results, to_rows
 from optimizer.results import choose as _choose
 from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, from_document, load_spec
@@ -52,12 +54,20 @@ from workers.deadlines import Deadlines
 from workers.pool import Pool
 from workers.worker import pick_device
 
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas as pd
+
+    from optimizer.report.figures import Scatter
+
 _log = logging.getLogger(__name__)
 
 __all__ = [
+    "Study",
     "check",
     "compare",
     "export",
+    "figures",
     "front",
     "launch",
     "open_store",
@@ -219,6 +229,54 @@ def validate(study: str, *, storage: str | None = None, watcher: Watcher = NOBOD
             return _validate.validate(store, study, pool, watcher)
 
 
+class Study:
+    """A study for a notebook: its front as a table and as a figure.
+
+    Args:
+        name: as `launch` returned it. storage: a database URL, as for every call.
+    Raises: InputError where there is no such study.
+    """
+
+    def __init__(self, name: str, *, storage: str | None = None) -> None:
+        self.name = name
+        self._storage = storage
+        with open_store(storage) as store:
+            store.study(name)
+
+    def front(self, *, everything: bool = False) -> "pd.DataFrame":
+        """The front, best first, by trial; with ``everything`` each measured trial. Columns are those of the CSV.
+
+        Raises: InputError where pandas is not installed (the extra ``notebook`` brings it).
+        """
+        try:
+            import pandas as pd
+        except ImportError as e:
+            raise InputError("a front as a table needs pandas: pip install 'mergefront[notebook]'.") from e
+        found = front(self.name, storage=self._storage)
+        rows = to_rows(found.rows if everything else found.front)
+        return pd.DataFrame(rows[1:], columns=rows[0]).set_index("trial")
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """The front's first figure, as matplotlib's; a notebook shows it as its cell's value.
+
+        Raises: InputError where nothing is measured.
+        """
+        from optimizer.report import drawing
+
+        planes = figures(self.name, storage=self._storage)
+        if not planes:
+            raise InputError(f"a front must have measured trials to be drawn, but {self.name} has none.")
+        return drawing.draw(planes[-1])
+
+
+def figures(study: str, *, storage: str | None = None) -> "list[Scatter]":
+    """The planes that show a study's front, as data; empty before anything is measured."""
+    from optimizer.report.figures import fronts
+
+    with open_store(storage) as store:
+        return fronts(findings(store, study))
+
+
 def report(
     study: str,
     out: str | Path,
@@ -286,13 +344,18 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
     if not study.wants_more():
         return
     outcomes: list[bool] = []
-
-    def seen(outcome: Outcome) -> None:
-        outcomes.append(not isinstance(outcome, Failed))
-        watcher.outcome(outcome)
-        watcher.stage("trials", sum(study.counts()[:2]), study.planned)
-
     with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause:
+        _, failed, planned = study.counts()
+        before = store.measured(name).values()
+        board = Board(study.spec, planned=planned, measured=before, failed=failed, workers=pool.workers)
+        watcher.board(board)
+
+        def seen(outcome: Outcome) -> None:
+            outcomes.append(not isinstance(outcome, Failed))
+            board.add(outcome)
+            watcher.outcome(outcome)
+            watcher.stage("trials", sum(study.counts()[:2]), study.planned)
+
         watcher.stage("trials", sum(study.counts()[:2]), study.planned)
         loop.search(study, pool, seen, pause)
         study.close()

@@ -351,12 +351,29 @@ def _show_front(study: str, storage: str | None, options: argparse.Namespace | N
         show(front_table(found, rows, f"{'Knee of the front' if knee else 'Front'} of {study}"))
         show(front_table(found, others, "Baselines"))
     if options is not None:
+        if options.plot:
+            _plot_front(study, storage)
         for table in _views(options, "search", [r.trial for r in [*rows, *others]]).tables():
             show(table)
     _say_standings(study, storage, sys.stdout, found)
     noise = api.repeat_noise(study, storage=storage)
     if noise:
         print(noise)
+
+
+def _plot_front(study: str, storage: str | None) -> None:
+    """Every plane of the front in characters."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from optimizer import api
+    from optimizer.terminal_plot import plot
+
+    console = Console()
+    width = min(console.width, 110) if console.is_terminal else 110
+    for figure in api.figures(study, storage=storage):
+        drawn = plot(figure, width=width, height=26, colours=console.is_terminal)
+        show(Text.from_ansi(f"{figure.title}\n{drawn}\n"))
 
 
 def print_report(report: object) -> None:
@@ -445,6 +462,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = front.add_mutually_exclusive_group()
     shown.add_argument("--all", action="store_true", help="every measured trial, not only the front")
     shown.add_argument("--knee", action="store_true", help="only the merge where the front bulges most")
+    front.add_argument("--plot", action="store_true", help="draw it in the terminal too")
     front.set_defaults(command=_front)
 
     validate = commands.add_parser("validate", parents=[storage], help="measure finalists on fresh items")

@@ -176,29 +176,32 @@ def choose(found: Results, validated: Mapping[int, Measured], pick: str) -> int:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV: one column a checkpoint's weight and four an objective."""
+    """Rows as CSV: one column a checkpoint's weight and six an objective."""
     out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([cell(v) if isinstance(v, str) else v for v in row] for row in to_rows(rows))
+    return out.getvalue()
+
+
+def to_rows(rows: Sequence[Row]) -> list[list[Any]]:
+    """The heading, then one list a trial: what it is, its weights, and every number of every objective."""
     objectives = list(rows[0].objectives) if rows else []
     checkpoints = list(dict.fromkeys(name for r in rows for name in r.recipe.weights))
     parts = ("mean", "stderr", "n", "unscored")
     header = ["trial", "baseline", "on_front", "feasible", "method", *(f"weight.{c}" for c in checkpoints)]
     header += [f"{o}.{p}" for o in objectives for p in parts]
     header += [f"{o}.posterior_{p}" for o in objectives for p in ("mean", "stderr")]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(cell, header))
-    for r in rows:
-        weights = r.recipe.mean_weights()
-        fixed = [r.trial, cell(r.baseline or ""), r.on_front, r.feasible, cell(r.recipe.method)]
-        raw = [r.objectives[o].to_json()[p] for o in objectives for p in parts]
-        writer.writerow(
-            [
-                *fixed,
-                *(weights.get(c, 0.0) for c in checkpoints),
-                *raw,
-                *(v for o in objectives for v in r.posterior[o]),
-            ]
-        )
-    return out.getvalue()
+    return [header, *(_cells_of(r, objectives, checkpoints, parts) for r in rows)]
+
+
+def _cells_of(row: Row, objectives: Sequence[str], checkpoints: Sequence[str], parts: Sequence[str]) -> list[Any]:
+    weights = row.recipe.mean_weights()
+    return [
+        *(row.trial, row.baseline or "", row.on_front, row.feasible, row.recipe.method),
+        *(weights.get(c, 0.0) for c in checkpoints),
+        *(row.objectives[o].to_json()[p] for o in objectives for p in parts),
+        *(v for o in objectives for v in row.posterior[o]),
+    ]
 
 
 def cell(text: str) -> str:

@@ -22,7 +22,7 @@ from workers.code_version import code_version
 from workers.deadlines import Deadlines
 from workers.engine import Facts
 from workers.errors import EngineDied
-from workers.pool import PoolError
+from workers.pool import Busy, PoolError, described
 from workers.setup import Setup
 from workers.worker import Worker
 
@@ -162,6 +162,12 @@ class RayPool:
         if not outcomes:
             self._require_workers()
         return outcomes
+
+    def workers(self) -> list[Busy]:
+        """Every worker and what it does: a trial, opening its models, or nothing."""
+        now = monotonic()
+        jobs = {id(job.slot): job for job in list(self._jobs.values())}
+        return [_busy(slot, jobs.get(id(slot)), now) for slot in list(self._slots)]
 
     def close(self) -> None:
         """Kill the actors; stop Ray if this pool started it."""
@@ -409,6 +415,15 @@ class RayPool:
             if isinstance(cause, InputError):
                 raise cause from e
             raise PoolError(f"the workers must start, but the first error was: {_first_line(e)}") from e
+
+
+def _busy(slot: _Slot, job: _Job | None, now: float) -> Busy:
+    if job is None:
+        return Busy(worker=str(slot), doing="idle")
+    if not job.placed:
+        return Busy(worker="?", doing="waiting for a machine", seconds=now - job.begun)
+    doing = "opening its models" if job.assignment is None else described(job.assignment)
+    return Busy(worker=str(slot), doing=doing, seconds=now - job.begun)
 
 
 @dataclass(frozen=True, kw_only=True)

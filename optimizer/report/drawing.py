@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from optimizer.report.figures import Axis, Bars, Curve, Figure, Heat, Point, Role, Scatter, Spread, front_of
+from optimizer.report.figures import Axis, Bars, Curve, Figure, Heat, Point, Role, Scatter, Spread, front_of, roomy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +128,8 @@ def _scatter(drawing: Drawing, figure: Scatter, size: Size) -> None:
     axes = drawing.subplots()
     axes.grid(color=PALETTE.grid, linewidth=0.6)
     x, y = figure.frame
-    axes.set_xlim(*_roomy(*x))
-    axes.set_ylim(*_roomy(*y))
+    axes.set_xlim(*roomy(*x))
+    axes.set_ylim(*roomy(*y))
     _bounds(axes, figure.axes)
     shown = [p for p in figure.points if _inside(axes, p)]
     _trials(axes, shown)
@@ -147,11 +147,6 @@ def _scatter(drawing: Drawing, figure: Scatter, size: Size) -> None:
     drawing.draw_without_rendering()
     drawing.set_layout_engine("none")
     _label(axes, shown, size)
-
-
-def _roomy(low: float, high: float) -> tuple[float, float]:
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - room, high + room
 
 
 def _bounds(axes: Axes, both: tuple[Axis, Axis]) -> None:
