@@ -92,14 +92,12 @@ def test_nodes_that_join_are_used_and_nodes_that_leave_cost_their_running_trials
     pool = RayPool(setup, count=None, canary=recipe(500), canary_every=1_000)
     try:
         run = Run(pool)
-        run.until(lambda: len(run.done) >= 5)
+        run.until(lambda: len(run.done) >= 6)
         assert len(run.workers()) == 1
         node()
         run.until(lambda: len(run.workers()) == 2)
         cluster.remove_node(first, allow_graceful=False)
-        gone = len(run.done)
-        run.until(lambda: len(run.done) >= gone + 10)
-        assert len(run.workers()) == 1
+        run.until(lambda: len(run.workers()) == 1)  # its worker may live for a moment more
         node()
         run.until(lambda: len(run.workers()) == 2)
         numbers = [outcome.number for outcome in run.done]
