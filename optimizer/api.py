@@ -28,6 +28,7 @@ from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
 from optimizer.export import export_several, export_trial
+from optimizer.outlook import end_text
 from optimizer.picks import Knee, Pick
 from optimizer.repeat import measure_repeat, repeat_text
 from optimizer.results import Results, is_feasible, results, scores_of
@@ -43,7 +44,7 @@ from optimizer.why import Why
 from optimizer.why import why as _why
 from search_spaces.errors import InputError
 from storage.errors import StoreError
-from storage.records import SPLITS, Failed, Outcome
+from storage.records import FURTHER, SPLITS, Failed, Outcome
 from storage.store import Store
 from workers.deadlines import Deadlines
 from workers.pool import Pool
@@ -54,6 +55,7 @@ _log = logging.getLogger(__name__)
 __all__ = [
     "check",
     "compare",
+    "early_end",
     "export",
     "front",
     "launch",
@@ -174,6 +176,12 @@ def why(study: str, *, storage: str | None = None) -> Why:
         return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
 
 
+def early_end(study: str, *, storage: str | None = None) -> str:
+    """In one line why a search stopped before its planned number of trials; empty where it did not."""
+    with open_store(storage) as store:
+        return end_text(store.notes(study))
+
+
 def standings(study: str, *, found: Results | None = None, storage: str | None = None) -> tuple[Standing, ...]:
     """Whether the front beats the uniform average, the best single checkpoint, the greedy soup and the best slider.
 
@@ -279,7 +287,7 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
     device, count = pick_device(spec.workers.device), _preflight.worker_count(spec)
     watcher.stage("starting workers", 0, count)
     deadlines = Deadlines()
-    for split in SPLITS:
+    for split in (*SPLITS, FURTHER):
         for measured in store.measured(spec.study, split).values():
             deadlines.saw(split, measured.seconds["total"])
     uniform = starting_points(spec)[0].recipe
