@@ -177,7 +177,8 @@ class DriverStudy:
     def _hand_out(self, assignment: Assignment) -> Assignment | None:
         asked = (assignment.recipe.digest, assignment.split)
         known = self._store.find(self._name, *asked)
-        if known is not None:
+        # Who is not raced answers everything, also where the same recipe was stopped in a race.
+        if known is not None and (not known.stopped or assignment.rivals is not None):
             self._keep(replace(known, number=assignment.number))
             return None
         if asked in self._out:
