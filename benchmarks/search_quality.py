@@ -147,7 +147,7 @@ def with_best(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [line for line in found if line["class"] == name]
         seen = [point for line in mine for at in line["at"].values() for point in [*at["front"], *at["raw"]]]
         for line in mine:
-            line["best"] = volume(seen, line)
+            line["best"] = volume(seen, line) or 1.0
     return found
 
 
