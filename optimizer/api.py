@@ -31,6 +31,7 @@ from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
 from optimizer.export import export_several, export_trial
+from optimizer.outlook import end_text
 from optimizer.repeat import measure_repeat, repeat_text
 from optimizer.report.findings import findings
 from optimizer.results import Results, results, to_rows
@@ -47,7 +48,7 @@ from optimizer.why import Why
 from optimizer.why import why as _why
 from search_spaces.errors import InputError
 from storage.errors import StoreError
-from storage.records import SPLITS, Failed, Outcome
+from storage.records import FURTHER, SPLITS, Failed, Outcome
 from storage.store import Store
 from workers.canary import Proof
 from workers.deadlines import Deadlines
@@ -66,6 +67,7 @@ __all__ = [
     "Study",
     "check",
     "compare",
+    "early_end",
     "export",
     "figures",
     "front",
@@ -202,6 +204,12 @@ def why(study: str, *, storage: str | None = None) -> Why:
         merges = {number: recipe.mean_weights() for number, recipe in recipes.items()}
         objectives = [o.name for o in spec.optimised]
         return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
+
+
+def early_end(study: str, *, storage: str | None = None) -> str:
+    """In one line why a search stopped before its planned number of trials; empty where it did not."""
+    with open_store(storage) as store:
+        return end_text(store.notes(study))
 
 
 def standings(study: str, *, found: Results | None = None, storage: str | None = None) -> tuple[Standing, ...]:
@@ -380,7 +388,7 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
     count = _preflight.worker_count(spec) if ray is None else told
     watcher.stage("starting workers", 0, count or 1)
     deadlines = Deadlines()
-    for split in SPLITS:
+    for split in (*SPLITS, FURTHER):
         for measured in store.measured(spec.study, split).values():
             deadlines.saw(split, measured.seconds["total"])
     uniform = starting_points(spec)[0].recipe

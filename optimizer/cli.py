@@ -356,9 +356,9 @@ def _show_front(study: str, storage: str | None, options: argparse.Namespace | N
         for table in _views(options, "search", [r.trial for r in [*rows, *others]]).tables():
             show(table)
     _say_standings(study, storage, sys.stdout, found)
-    noise = api.repeat_noise(study, storage=storage)
-    if noise:
-        print(noise)
+    notes = [api.early_end(study, storage=storage), api.repeat_noise(study, storage=storage)]
+    if any(notes):
+        print("\n".join(filter(None, notes)))
 
 
 def _plot_front(study: str, storage: str | None) -> None:

@@ -66,7 +66,8 @@ def posterior(study: Study) -> Posterior:
     Trials outside the space (baselines) and trials far behind the front of a very long study keep their raw means and
     standard errors. The order of the trials changes nothing, nor does a second call. Objectives are modelled as
     independent of one another. Trials with values that are not finite are left out. A trial that a race stopped early
-    (user attribute ``stopped``) informs the model, with the error of its few items, and is never on the front.
+    (user attribute ``stopped``) informs the model, with the error of its few items, and is never on the front; nor is a
+    second look at an earlier trial (user attribute ``again``, its number).
     """
     return posterior_of(fit(study))
 
@@ -83,7 +84,7 @@ def posterior_of(found: Fit) -> Posterior:
 class Fit:
     """A study's COMPLETE trials, the model of them and the rows that it is of; else the reason why there is none.
 
-    ``signs`` is ``(m,)``, 1 for an objective to maximise; ``whole`` ``(n,)``, which trials answered all their items.
+    ``signs`` is ``(m,)``, 1 for an objective to maximise; ``whole`` ``(n,)``, which trials may be on the front.
     """
 
     data: Data
@@ -98,8 +99,9 @@ def fit(study: Study) -> Fit:
     """Fit the model of a study, or say why raw means have to do."""
     data = data_of(study)
     model, rows, reason = _model(study, data)
-    stopped = {t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get("stopped")}
-    whole = np.array([number not in stopped for number in data.numbers], dtype=bool)
+    trials = study.get_trials(deepcopy=False)
+    part = {t.number for t in trials if t.user_attrs.get("stopped") or "again" in t.user_attrs}
+    whole = np.array([number not in part for number in data.numbers], dtype=bool)
     return Fit(data=data, model=model, rows=rows, signs=signs(study), whole=whole, reason=reason)
 
 

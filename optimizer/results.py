@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
 
@@ -14,10 +14,11 @@ from optuna.study import StudyDirection
 from optimizer.features import Array
 from optimizer.front import Estimate, knee, posterior, spread
 from optimizer.picks import Knee, Pick
+from optimizer.samplers import AGAIN
 from optimizer.spec import ObjectiveSpec, Spec, from_document
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
-from storage.records import Measured, Score
+from storage.records import FURTHER, Measured, Score
 from storage.store import Store
 
 
@@ -25,7 +26,8 @@ from storage.store import Store
 class Row:
     """One measured trial. ``objectives`` are raw, ``posterior`` is the model's (mean, standard error).
 
-    ``stopped`` says why a race ended it early; such a trial is never on the front.
+    ``stopped`` says why a race ended it early; such a trial is never on the front. ``further`` are the scores of a
+    second look, on items that other trials were not asked; the posterior knows of them.
     """
 
     trial: int
@@ -36,10 +38,13 @@ class Row:
     baseline: str | None
     on_front: bool
     stopped: str = ""
+    further: Mapping[str, Score] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as the command line prints it; ``stopped`` is there where it was."""
-        stopped = {"stopped": self.stopped} if self.stopped else {}
+        """The row as the command line prints it; ``stopped`` and ``further`` are there where they were."""
+        more: dict[str, Any] = {"stopped": self.stopped} if self.stopped else {}
+        if self.further:
+            more["further"] = {name: score.to_json() for name, score in self.further.items()}
         return {
             "trial": self.trial,
             "recipe": self.recipe.to_json(),
@@ -49,7 +54,7 @@ class Row:
             "feasible": self.feasible,
             "baseline": self.baseline,
             "on_front": self.on_front,
-        } | stopped
+        } | more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +126,10 @@ def results(store: Store, name: str) -> Results:
     study = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
     measured = store.measured(name)
     believed = posterior(study)
-    labels = {t.number: t.user_attrs.get("baseline") for t in study.get_trials(deepcopy=False)}
+    trials = study.get_trials(deepcopy=False)
+    labels = {t.number: t.user_attrs.get("baseline") for t in trials}
+    looks = {n: m.scores for n, m in store.measured(name, FURTHER).items()}
+    further = {t.user_attrs[AGAIN]: looks[t.number] for t in trials if t.number in looks}
     rows = []
     for number, estimate in believed.trials.items():
         if number not in measured:
@@ -138,6 +146,7 @@ def results(store: Store, name: str) -> Results:
                 baseline=labels[number],
                 on_front=number in believed.front,
                 stopped=measured[number].stopped,
+                further=further.get(number, {}),
             )
         )
     return Results(spec=spec, rows=tuple(sorted(rows, key=lambda r: r.trial)), fallback=believed.fallback)

@@ -265,12 +265,15 @@ class ObjectiveSpec(_Strict):
 
 
 class EvaluationSpec(_Strict):
-    """How many items of each suite a trial answers in the search, how many finalists do on fresh ones, and racing."""
+    """How many items of each suite a trial answers in the search, how many finalists do on fresh ones, racing, and the
+    share of trials that may be second looks.
+    """
 
     items: Annotated[int, Field(gt=1)] | None = None
     fresh_items: Annotated[int, Field(gt=1)] | None = None
     racing: bool = False
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    remeasure: Annotated[float, Field(ge=0, le=0.5)] = 0.15
 
 
 class SearchSpec(_Strict):
@@ -282,6 +285,13 @@ class SearchSpec(_Strict):
     parallel: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     evaluation: EvaluationSpec = EvaluationSpec()
     start_from: list[dict[str, Annotated[float, Field(ge=0)]]] = []
+    stop: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _foretold(self) -> "SearchSpec":
+        if self.stop is not None and self.sampler != "auto":
+            raise ValueError(f"stop needs the sampler auto, which foretells gains, but the sampler is {self.sampler}")
+        return self
 
 
 class WorkersSpec(_Strict):

@@ -13,13 +13,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer.baselines import Baseline, starting_points
 from optimizer.handmade import handmade
+from optimizer.outlook import STOPPED, SecondLooks, end_of, end_text
 from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, patiently
 from optimizer.rivals import Rivals
-from optimizer.samplers import make_sampler
+from optimizer.samplers import AGAIN, make_sampler
 from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, from_document
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
-from storage.records import Assignment, Failed, Measured, Outcome
+from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
 from storage.store import Store, StudyRecord
 from storage.tables import now
 
@@ -31,6 +32,10 @@ _ROOM = 10
 """Fewest trials beside the starting points of a study that gives its last two to what people make by hand."""
 
 _PACKAGES = ("mergefront", "optuna", "torch", "transformers", "safetensors", "ray")
+
+
+_Asked = tuple[str, str]
+"""A recipe's digest and the split that it is asked on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +107,11 @@ class DriverStudy:
         # Telling asks no sampler anything; opening a Trial object by number would make this one propose.
         self._books = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
         self._rivals = Rivals(store, name, self._books) if self.spec.search.evaluation.racing else None
+        self._looks = SecondLooks(self.spec)
+        self._may_stop = self.spec.search.stop is not None and STOPPED not in store.notes(name)
         self._again: list[Assignment] = []
-        self._out: dict[str, int] = {}
-        self._twins: dict[str, list[int]] = {}
+        self._out: dict[_Asked, int] = {}
+        self._twins: dict[_Asked, list[int]] = {}
         self._spool = Spool(name, store.address)
         self._gone: Exception | None = None
         self._take_up_spooled()
@@ -158,8 +165,8 @@ class DriverStudy:
             self._start.pop(0)
         else:
             last = self._handmade()
-            assignment = self._starting(last[0]) if last else self._ask()
-        if self._rivals is not None:
+            assignment = self._starting(last[0]) if last else self._best_next()
+        if self._rivals is not None and assignment.split == "search":
             assignment = replace(assignment, rivals=self._rivals.against(assignment.number))
         self._look()
         # Nothing below the hand-out may fail: an assignment that is out must reach the caller.
@@ -168,23 +175,24 @@ class DriverStudy:
         return handed_out
 
     def _hand_out(self, assignment: Assignment) -> Assignment | None:
-        digest = assignment.recipe.digest
-        known = self._store.find(self._name, digest)
-        if known is not None:
+        asked = (assignment.recipe.digest, assignment.split)
+        known = self._store.find(self._name, *asked)
+        # Who is not raced answers everything, also where the same recipe was stopped in a race.
+        if known is not None and (not known.stopped or assignment.rivals is not None):
             self._keep(replace(known, number=assignment.number))
             return None
-        if digest in self._out:
-            self._twins.setdefault(digest, []).append(assignment.number)
+        if asked in self._out:
+            self._twins.setdefault(asked, []).append(assignment.number)
             return None
-        self._out[digest] = assignment.number
+        self._out[asked] = assignment.number
         return assignment
 
     def _record(self, outcome: Outcome) -> None:
-        digest = outcome.recipe.digest
-        for number in [outcome.number, *self._twins.get(digest, [])]:
+        asked = (outcome.recipe.digest, outcome.split)
+        for number in [outcome.number, *self._twins.get(asked, [])]:
             self._keep(replace(outcome, number=number))
-        self._out.pop(digest, None)
-        self._twins.pop(digest, None)
+        self._out.pop(asked, None)
+        self._twins.pop(asked, None)
         self._look()
 
     def counts(self) -> tuple[int, int, int]:
@@ -229,6 +237,48 @@ class DriverStudy:
     def _frozen(self, number: int) -> FrozenTrial:
         return next(t for t in reversed(self._books.get_trials(deepcopy=False)) if t.number == number)
 
+    def _best_next(self) -> Assignment:
+        """A new merge; or, where that is expected to tell more, a second look, and then the merge comes next.
+
+        Whatever is asked for is written down first, so a crash in between costs neither.
+        """
+        asked = self._ask()
+        trials = self._study.get_trials(deepcopy=False)
+        new = next(t for t in reversed(trials) if t.number == asked.number)
+        self._stop_if_done([t for t in trials if "recipe" in t.user_attrs])
+        room = self.planned - self._reserved(trials) - len(self._states) >= 2
+        number = self._looks.due(new, trials, self.planned) if room else None
+        if number is None:
+            return asked
+        first = next(t for t in trials if t.number == number)
+        self._again.append(asked)
+        return self._second_look(first)
+
+    def _stop_if_done(self, trials: Sequence[FrozenTrial]) -> None:
+        """Ends the search once, where the study asks for it; trials that are bought later are made."""
+        ahead = self.spec.search.stop
+        if ahead is None or not self._may_stop or (end := end_of(trials, ahead)) is None:
+            return
+        enough = len(trials) + self._reserved(trials)
+        if enough >= self.planned:
+            return
+        self._may_stop = False
+        self.planned = enough
+        self._store.set_planned(self._name, self.planned)
+        self._store.note(self._name, STOPPED, end.to_json())
+        _log.warning("%s", end_text({STOPPED: end.to_json()}))
+
+    def _second_look(self, first: FrozenTrial) -> Assignment:
+        """A trial of the same merge on further items. It has parameters, so the model learns from it by itself."""
+        attrs = {"recipe": first.user_attrs["recipe"], AGAIN: first.number}
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING, params=first.params, distributions=first.distributions, user_attrs=attrs
+            )
+        )
+        number = self._study.get_trials(deepcopy=False)[-1].number
+        return Assignment(number=number, recipe=Recipe.from_json(attrs["recipe"]), split=FURTHER)
+
     def _ask(self) -> Assignment:
         """One proposal of the sampler. The recipe is written last: without it the proposal was cut off."""
         trial = self._study.ask()
@@ -248,13 +298,18 @@ class DriverStudy:
 
     def _handmade(self) -> list[Baseline]:
         """What is missing of the merges that people make by hand, once there is nothing but them left to be tried."""
-        roomy = self.planned - len(starting_points(self.spec)) >= _ROOM
-        if not roomy or len(self._states) < self.planned - len(_HANDMADE):
+        trials = self._study.get_trials(deepcopy=False)
+        due = self._reserved(trials)
+        if not due or len(self._states) < self.planned - due:
             return []
-        labels = {t.user_attrs.get("baseline") for t in self._study.get_trials(deepcopy=False)}
-        if labels.issuperset(_HANDMADE):
-            return []
+        labels = {t.user_attrs.get("baseline") for t in trials}
         return [b for b in handmade(self.spec, self._books) if b.name not in labels]
+
+    def _reserved(self, trials: Sequence[FrozenTrial]) -> int:
+        """How many of the last trials are for them; none of a study that is too short to spare any."""
+        labels = {t.user_attrs.get("baseline") for t in trials}
+        roomy = self.planned - len(starting_points(self.spec)) >= _ROOM
+        return sum(name not in labels for name in _HANDMADE) if roomy else 0
 
     def _take_up_spooled(self) -> None:
         for path, outcome in self._spool.waiting():
@@ -264,7 +319,7 @@ class DriverStudy:
 
     def _put_right(self) -> None:
         known = {a.number for a in self._again} | set(self._out.values()) | set(chain(*self._twins.values()))
-        measured = self._store.measured(self._name)
+        measured = self._store.measured(self._name) | self._store.measured(self._name, FURTHER)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
             if trial.number in known:
                 continue
@@ -272,7 +327,8 @@ class DriverStudy:
                 self._tell(measured[trial.number])
             elif "recipe" in trial.user_attrs:
                 recipe = Recipe.from_json(trial.user_attrs["recipe"])
-                self._again.append(Assignment(number=trial.number, recipe=recipe))
+                split = FURTHER if AGAIN in trial.user_attrs else "search"
+                self._again.append(Assignment(number=trial.number, recipe=recipe, split=split))
             else:
                 self._drop(trial)
 

@@ -7,10 +7,13 @@ from typing import Any
 
 from search_spaces.recipe import Recipe
 
-__all__ = ["SPLITS", "Assignment", "Failed", "Marks", "Measured", "Outcome", "Recipe", "Rival", "Score"]
+__all__ = ["FURTHER", "SPLITS", "Assignment", "Failed", "Marks", "Measured", "Outcome", "Recipe", "Rival", "Score"]
 
 SPLITS = ("search", "validation", "report")
 """Disjoint sets of items: the search sees the first, validation picks, report reports."""
+
+FURTHER = "further"
+"""Items of the search's set beyond those that every trial answers: a finalist's second look."""
 
 Z95 = 1.959963984540054
 

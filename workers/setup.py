@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from search_spaces.errors import InputError
 from storage.checkpoints import Source
-from storage.records import SPLITS
+from storage.records import FURTHER, SPLITS
 from workers.family import Family
 from workers.lm_eval_suites import LmEval
 from workers.racing import Rules
@@ -20,8 +20,8 @@ EngineName = Literal["transformers", "vllm"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuitePlan:
-    """A suite's files, its scorer by name, and at most how many items are asked: ``items`` of the search split,
-    ``fresh_items`` of each of the others.
+    """A suite's files, its scorer by name, and at most how many items are asked: ``items`` of the search split and as
+    many further ones of a second look, ``fresh_items`` of each of the others.
 
     A task of lm-evaluation-harness has no files: its documents are the items.
     """
@@ -34,9 +34,12 @@ class SuitePlan:
     fresh_items: int | None = None
 
     def load(self) -> dict[str, Suite]:
-        """The suite of each split; raises InputError for files that are missing, broken or overlapping."""
+        """The suite of each split, and of the search split's further items, of which there may be none.
+
+        Raises: InputError for files that are missing, broken or overlapping.
+        """
         scorer = make_scorer(self.scorer, self.options)
-        most = {split: self.items if split == "search" else self.fresh_items for split in SPLITS}
+        most = dict.fromkeys(SPLITS, self.fresh_items) | {"search": self.items and 2 * self.items}
         if isinstance(scorer, LmEval):
             every = split_items(scorer.items(), scorer.title)
             splits = {split: choose(items, most[split]) for split, items in every.items()}
@@ -44,6 +47,9 @@ class SuitePlan:
             splits = read_splits(self.files, most)
         else:
             raise InputError(f"a suite must have a path, but {self.key} has none.")
+        first = choose(splits["search"], self.items)
+        asked = {item.id for item in first}
+        splits |= {"search": first, FURTHER: [item for item in splits["search"] if item.id not in asked]}
         return {split: Suite(key=self.key, scorer=scorer, items=tuple(items)) for split, items in splits.items()}
 
 

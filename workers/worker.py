@@ -10,7 +10,7 @@ import torch
 
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
-from storage.records import Assignment, Failed, Measured, Outcome
+from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
 from workers.canary import Canary, canary_of, song_of
 from workers.engine import Facts
 from workers.engines import load
@@ -101,7 +101,8 @@ class Worker:
 
     def _sheet(self, split: str) -> Sheet:
         if split not in self._sheets:
-            asked = [plan.name for plan in self._setup.objectives if split != "search" or not plan.watched]
+            searched = split in ("search", FURTHER)
+            asked = [plan.name for plan in self._setup.objectives if not (searched and plan.watched)]
             objectives = [self._objectives[name][split] for name in asked]
             self._sheets[split] = Sheet(
                 objectives, self._tokenizer, self._engine.context, self._rungs(split, objectives), self._stage
