@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from time import sleep
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -44,7 +44,8 @@ _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _STAMPS = ("ETag", "etag", "VersionId", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "updated", "mtime")
 """What file systems call the things by which a server tells versions of a file apart."""
-_HELD: dict[Path, IO[bytes]] = {}
+_HELD: dict[Path, int] = {}
+"""Directories that this process uses, by the descriptors of their locks: open until it ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +228,7 @@ def _held(directory: Path) -> bool:
         lock = _lock_file(directory.name)
         fcntl.flock(lock, fcntl.LOCK_SH)
         if not directory.is_dir():
-            lock.close()
+            os.close(lock)
             return False
         _HELD[directory] = lock
     return True
@@ -235,15 +236,18 @@ def _held(directory: Path) -> bool:
 
 @contextmanager
 def _locked(name: str, kind: int) -> Iterator[None]:
-    with _lock_file(name) as lock:
+    lock = _lock_file(name)
+    try:
         fcntl.flock(lock, kind)
         yield
+    finally:
+        os.close(lock)
 
 
-def _lock_file(name: str) -> IO[bytes]:
+def _lock_file(name: str) -> int:
     path = cache_directory() / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("ab")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def _limit() -> int | None:

@@ -78,7 +78,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(staging, "_WAITS", (0.01, 0.01, 0.01))
     yield tmp_path / "cache"
     for lock in staging._HELD.values():
-        lock.close()
+        os.close(lock)
     staging._HELD.clear()
 
 
