@@ -13,6 +13,9 @@ from storage.records import FURTHER
 STOPPED = "stopped_early"
 """The study's note of an early end."""
 
+SPENT = "budget_spent"
+"""The study's note of an end by its budget."""
+
 _LOOKS = 5
 """How many proposals must agree on the end: a single forecast is noisy itself."""
 
@@ -47,6 +50,9 @@ def end_of(trials: Sequence[FrozenTrial], ahead: int) -> End | None:
 
 def end_text(notes: Mapping[str, Any]) -> str:
     """An early end in one line; empty where there was none."""
+    if SPENT in notes:
+        found = notes[SPENT]
+        return f"ended after {found['trials']} trials: {found['spent']:.3g} of {found['budget']:.3g} GPU hours spent"
     found = notes.get(STOPPED)
     if found is None:
         return ""

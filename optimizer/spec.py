@@ -276,6 +276,12 @@ class EvaluationSpec(_Strict):
     remeasure: Annotated[float, Field(ge=0, le=0.5)] = 0.15
 
 
+class BudgetSpec(_Strict):
+    """What a study may cost."""
+
+    gpu_hours: Annotated[float, Field(gt=0)]
+
+
 class SearchSpec(_Strict):
     """How long, with which sampler, and from where the search starts."""
 
@@ -286,6 +292,7 @@ class SearchSpec(_Strict):
     evaluation: EvaluationSpec = EvaluationSpec()
     start_from: list[dict[str, Annotated[float, Field(ge=0)]]] = []
     stop: Annotated[int, Field(gt=0)] | None = None
+    budget: BudgetSpec | None = None
 
     @model_validator(mode="after")
     def _foretold(self) -> "SearchSpec":

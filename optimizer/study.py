@@ -1,19 +1,19 @@
 """One study in its database: what to propose next, what to keep of an outcome, what a crash left behind."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from math import inf, isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer.baselines import Baseline, starting_points
 from optimizer.handmade import handmade
-from optimizer.outlook import STOPPED, SecondLooks, end_of, end_text
+from optimizer.outlook import SPENT, STOPPED, SecondLooks, end_of, end_text
 from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, patiently
 from optimizer.rivals import Rivals
 from optimizer.samplers import AGAIN, make_sampler
@@ -109,6 +109,7 @@ class DriverStudy:
         self._rivals = Rivals(store, name, self._books) if self.spec.search.evaluation.racing else None
         self._looks = SecondLooks(self.spec)
         self._may_stop = self.spec.search.stop is not None and STOPPED not in store.notes(name)
+        self._seconds = store.seconds(name).get("gpu", 0.0)
         self._again: list[Assignment] = []
         self._out: dict[_Asked, int] = {}
         self._twins: dict[_Asked, list[int]] = {}
@@ -179,7 +180,7 @@ class DriverStudy:
         known = self._store.find(self._name, *asked)
         # Who is not raced answers everything, also where the same recipe was stopped in a race.
         if known is not None and (not known.stopped or assignment.rivals is not None):
-            self._keep(replace(known, number=assignment.number))
+            self._keep(_once_more(known, assignment.number))
             return None
         if asked in self._out:
             self._twins.setdefault(asked, []).append(assignment.number)
@@ -189,11 +190,15 @@ class DriverStudy:
 
     def _record(self, outcome: Outcome) -> None:
         asked = (outcome.recipe.digest, outcome.split)
-        for number in [outcome.number, *self._twins.get(asked, [])]:
-            self._keep(replace(outcome, number=number))
+        self._keep(outcome)
+        for number in self._twins.get(asked, []):
+            self._keep(_once_more(outcome, number))
         self._out.pop(asked, None)
         self._twins.pop(asked, None)
         self._look()
+        if isinstance(outcome, Measured):
+            self._seconds += outcome.seconds.get("gpu", 0.0)
+            self._end_if_spent()
 
     def counts(self) -> tuple[int, int, int]:
         """How many trials are measured, failed and planned."""
@@ -259,14 +264,28 @@ class DriverStudy:
         ahead = self.spec.search.stop
         if ahead is None or not self._may_stop or (end := end_of(trials, ahead)) is None:
             return
+        if self._end_early(trials, STOPPED, end.to_json()):
+            self._may_stop = False
+
+    def _end_if_spent(self) -> None:
+        """Ends the study once, where its budget is spent; trials that are bought later are made."""
+        budget = self.spec.search.budget
+        if budget is None or self._seconds < budget.gpu_hours * 3600 or SPENT in self._store.notes(self._name):
+            return
+        trials = [t for t in self._study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
+        note = {"trials": len(trials), "spent": self._seconds / 3600, "budget": budget.gpu_hours}
+        self._end_early(trials, SPENT, note)
+
+    def _end_early(self, trials: Sequence[FrozenTrial], key: str, note: Mapping[str, Any]) -> bool:
+        """Plan no more than there is, and say why; whether that changed anything."""
         enough = len(trials) + self._reserved(trials)
         if enough >= self.planned:
-            return
-        self._may_stop = False
+            return False
         self.planned = enough
         self._store.set_planned(self._name, self.planned)
-        self._store.note(self._name, STOPPED, end.to_json())
-        _log.warning("%s", end_text({STOPPED: end.to_json()}))
+        self._store.note(self._name, key, note)
+        _log.warning("%s", end_text({key: note}))
+        return True
 
     def _second_look(self, first: FrozenTrial) -> Assignment:
         """A trial of the same merge on further items. It has parameters, so the model learns from it by itself."""
@@ -350,6 +369,13 @@ class DriverStudy:
             if recipe.digest not in there:
                 missing.setdefault(recipe.digest, start)
         return list(missing.values())
+
+
+def _once_more(outcome: Outcome, number: int) -> Outcome:
+    """The outcome of a trial whose merge was measured for another: it cost nothing."""
+    if isinstance(outcome, Failed):
+        return replace(outcome, number=number)
+    return replace(outcome, number=number, seconds={"total": 0.0})
 
 
 def _unusable(measured: Measured, spec: Spec) -> str | None:

@@ -42,6 +42,7 @@ class Worker:
         if device != "cpu":  # what second models leave free decides how much of it the engine takes
             open_all([suite.scorer for suite in searched], self._stage)
         self._engine = load(setup, self._tokenizer, device=device)
+        self._gpus = setup.tensor_parallel if device.startswith("cuda") else 0
         self._sheets: dict[str, Sheet] = {}
         self._song = song_of(searched, self._tokenizer, self._engine.context)
 
@@ -80,6 +81,7 @@ class Worker:
         digest = self._engine.swap(assignment.recipe)
         merged = perf_counter()
         result = sheet.ask(self._engine, self._referee(assignment))
+        total = perf_counter() - started
         return Measured(
             number=assignment.number,
             recipe=assignment.recipe,
@@ -94,7 +96,8 @@ class Worker:
                 "prepare": ready - started,
                 "merge": merged - ready,
                 "forward": self._engine.forward_seconds - forward,
-                "total": perf_counter() - started,
+                "total": total,
+                "gpu": total * self._gpus,
             },
             worker=self.name,
         )
