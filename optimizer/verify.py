@@ -50,7 +50,7 @@ def compared(live: Sequence[Canary], fresh: Canary) -> Proof:
         swapped=swapped,
         back=returned,
         answers=len(fresh.totals),
-        problem=_problem(merge, fresh, "a fresh engine's") or _problem(back, before, "those before, swapped back,"),
+        problem=_problem(merge, fresh, "a fresh engine's") or _problem(back, before, "those before, swapped back"),
     )
 
 
@@ -118,6 +118,6 @@ def _problem(one: Canary, other: Canary, whose: str) -> str:
     a, b = max(wrong, key=lambda pair: abs(pair[0] - pair[1]))
     return (
         f"an engine whose weights were swapped must answer as one that was started on them, but {len(wrong)} of "
-        f"{len(one.totals)} of its log-likelihoods are not {whose} the furthest being {a:.4f} and {b:.4f}: this model "
+        f"{len(one.totals)} of its log-likelihoods are not {whose}, the furthest being {a:.4f} and {b:.4f}: this model "
         "cannot be searched with this engine."
     )

@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
@@ -25,7 +26,7 @@ from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
 from workers.endings import Endings
 from workers.engine import Facts, Request
-from workers.errors import EngineDied, EngineError, MergeError
+from workers.errors import EngineDied, EngineError, MergeError, TrialError
 from workers.questions import Generated, LogLikelihood
 from workers.setup import Setup
 from workers.transformers_engine import context_of, empty_weights
@@ -44,8 +45,11 @@ _DEFAULTS: Final = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-_FAULTS = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError, ImportError, OSError)
-"""What breaks in vLLM: its own errors, torch's, and those of its processes."""
+_FAULTS = (
+    *(RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError, ImportError, OSError),
+    *(MemoryError, TimeoutError, TrialError),
+)
+"""What breaks in vLLM: its own errors, torch's, those of its processes, and ours in the middle of a swap."""
 
 _Answer = TypeVar("_Answer")
 
@@ -66,10 +70,12 @@ class VllmEngine:
         started = perf_counter()
         root = setup.family.root
         base = Checkpoint(root)
+        # Before vLLM is imported: it exchanges parts of some of transformers' model classes.
+        like = empty_weights(base.path, setup.dtype, trust_remote_code=root.trust_remote_code)
         config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=root.trust_remote_code)
         _require_known(base, device)
         self.context = min(setup.max_model_len or context_of(config), context_of(config))
-        memory, resident = _memory(setup, config, base, device)
+        memory, resident = _memory(setup, config, like, device)
         self._endings = Endings.of(_generation_config(base, config), tokenizer)
         arguments = {
             "dtype": setup.dtype,
@@ -82,7 +88,7 @@ class VllmEngine:
         }
         self._llm = _start(str(base.path), arguments, device)
         self._clean = True
-        self._open(setup, resident)
+        self._open(setup, like, resident)
         self.forward_seconds = 0.0
         self.facts = Facts(engine="vllm", version=_version(), seconds=perf_counter() - started, arguments=arguments)
 
@@ -118,7 +124,7 @@ class VllmEngine:
         logs = [
             [_finite(step[token].logprob) for token, step in zip(w.token_ids, w.logprobs, strict=True)] for w in written
         ]
-        _require_spread(requests, [(w.token_ids[0], steps[0]) for w, steps in zip(written, logs, strict=True)])
+        _require_spread(requests, [steps[0] for steps in logs])
         self._clean = True
         return [
             self._endings.generated(list(w.token_ids), steps, r.stop)
@@ -150,8 +156,9 @@ class VllmEngine:
         with self._timed():
             return _guarded(lambda: self._llm.generate(prompts, [s for _, s in asked], use_tqdm=False))
 
-    def _open(self, setup: Setup, resident: bool) -> None:
-        faults = [f for f in self._call("mergefront_open", setup.family, setup.dtype, resident) if f]
+    def _open(self, setup: Setup, like: Mapping[str, Tensor], resident: bool) -> None:
+        forms = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in like.items()}
+        faults = [f for f in self._call("mergefront_open", setup.family, forms, resident) if f]
         if faults:
             raise InputError(faults[0])
 
@@ -167,9 +174,10 @@ class VllmEngine:
 
 
 class _Scored:
-    """What vLLM says about one continuation: each token's log-probability, and the likeliest token in its place."""
+    """What vLLM says about one continuation: each token's log-probability, the likeliest token in its place,
+    and the first of these tokens' log-probability."""
 
-    def __init__(self, logs: list[float], best: list[int], top: tuple[int, float]) -> None:
+    def __init__(self, logs: list[float], best: list[int], top: float) -> None:
         self.logs, self.best, self.top = logs, best, top
 
     @classmethod
@@ -179,7 +187,7 @@ class _Scored:
         places = [*read, output.outputs[0].logprobs[0]]
         logs = [_finite(place[token].logprob) for place, token in zip(places, wanted, strict=True)]
         best = [_likeliest(place) for place in places]
-        return cls(logs, best, (best[0], _finite(places[0][best[0]].logprob)))
+        return cls(logs, best, _finite(places[0][best[0]].logprob))
 
 
 def _likeliest(place: Mapping[int, Any]) -> int:
@@ -210,11 +218,11 @@ def _finite(value: float) -> float:
     return value
 
 
-def _require_spread(requests: Sequence[Request], tops: Sequence[tuple[int, float]]) -> None:
-    """Raises EngineError where different prompts have all got one answer. A probability that rounds to 1 says nothing:
-    that sure may a model be of several prompts.
+def _require_spread(requests: Sequence[Request], tops: Sequence[float]) -> None:
+    """Raises EngineError where the likeliest token is equally likely after different prompts. A probability that rounds
+    to 1 says nothing: that sure may a model be of several prompts.
     """
-    if len(set(tops)) == 1 and tops[0][1] < 0.0 and len({r.prompt for r in requests}) > 1:
+    if len(set(tops)) == 1 and tops[0] < 0.0 and len({r.prompt for r in requests}) > 1:
         raise EngineError("logits must depend on the prompt, but the merge gives the same ones to every prompt.")
 
 
@@ -227,7 +235,7 @@ def _guarded(call: Callable[[], _Answer]) -> _Answer:
 
     try:
         return call()
-    except (*_FAULTS, MemoryError, TimeoutError, EngineDeadError, EngineGenerateError) as e:
+    except (*_FAULTS, EngineDeadError, EngineGenerateError) as e:
         raise EngineDied(f"vLLM broke: {_first_line(e)}") from e
 
 
@@ -247,7 +255,7 @@ def _require_known(base: Checkpoint, device: str) -> None:
         raise InputError(f"vLLM must know the model, but vLLM {_version()} does not know {base.architecture}.")
 
 
-def _memory(setup: Setup, config: Any, base: Checkpoint, device: str) -> tuple[dict[str, Any], bool]:
+def _memory(setup: Setup, config: Any, like: Mapping[str, Tensor], device: str) -> tuple[dict[str, Any], bool]:
     """Arguments that share out the memory, and whether the checkpoints are resident on the GPU."""
     cache = Cache.of(config, dtype=setup.dtype, processes=setup.tensor_parallel, longest=setup.max_model_len)
     if device == "cpu":
@@ -257,7 +265,6 @@ def _memory(setup: Setup, config: Any, base: Checkpoint, device: str) -> tuple[d
             f"workers.tensor_parallel must not exceed the GPUs there are, but it is {setup.tensor_parallel} and there "
             f"are {torch.cuda.device_count()}."
         )
-    like = empty_weights(base.path, setup.dtype, trust_remote_code=base.trust_remote_code)
     free, total = min(torch.cuda.mem_get_info(i) for i in range(setup.tensor_parallel))
     sources = sum(c.nbytes for c in setup.family.opened().values())
     needs = Needs.of(like, cache, sources=sources, processes=setup.tensor_parallel)
@@ -283,7 +290,7 @@ def _start(model: str, arguments: Mapping[str, Any], device: str) -> Any:
             use_tqdm_on_load=False,
             **arguments,
         )
-    except (*_FAULTS, MemoryError, TimeoutError) as e:
+    except _FAULTS as e:
         raise InputError(f"vLLM must start on the base, but: {_first_line(e)}") from e
 
 

@@ -17,7 +17,6 @@ from workers.errors import MergeError
 from workers.family import Family
 from workers.merger import Merger
 from workers.placement import copied
-from workers.transformers_engine import empty_weights
 
 
 class Swap:
@@ -27,16 +26,21 @@ class Swap:
     rank: int
     model_runner: Any
 
-    def mergefront_open(self, family: Family, dtype: str, resident: bool) -> str:
-        """Open the checkpoints, on a GPU copied there where they shall be resident; returns why it cannot, if so."""
-        root = family.root
+    def mergefront_open(
+        self, family: Family, forms: Mapping[str, tuple[tuple[int, ...], torch.dtype]], resident: bool
+    ) -> str:
+        """Open the checkpoints, on a GPU copied there where they shall be resident; returns why it cannot, if so.
+
+        Args:
+            forms: shape and type of each of the model's tensors, by its name in a checkpoint.
+        """
         try:
             checkpoints = family.opened()
         except InputError as e:  # an error that is raised would reach the engine as a broken process
             return str(e)
-        self._mergefront_like = empty_weights(
-            checkpoints[root.name].path, dtype, trust_remote_code=root.trust_remote_code
-        )
+        self._mergefront_like = {
+            name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in forms.items()
+        }
         sources: Mapping[str, Mapping[str, Tensor]] = {n: c.tensors for n, c in checkpoints.items()}
         if resident:
             sources = copied(sources, self._mergefront_like, self.device)
