@@ -87,7 +87,7 @@ class Results:
     @property
     def knee(self) -> Row | None:
         """The merge where the front bulges most; None where it has none."""
-        return self.slider[knee(*self._means(self.slider))] if self.slider else None
+        return self.slider[knee(*self.means(self.slider))] if self.slider else None
 
     def stops(self, count: int) -> list[Row]:
         """That many merges spread evenly along the front, best first by the first objective.
@@ -99,9 +99,10 @@ class Results:
                 f"a slider must have from 2 points to as many as the front has merges ({len(self.slider)}), "
                 f"but got {count}."
             )
-        return [self.slider[i] for i in spread(*self._means(self.slider), count)]
+        return [self.slider[i] for i in spread(*self.means(self.slider), count)]
 
-    def _means(self, rows: Sequence[Row]) -> tuple[Array, list[StudyDirection]]:
+    def means(self, rows: Sequence[Row]) -> tuple[Array, list[StudyDirection]]:
+        """Posterior means ``(rows, objectives)``, and the objectives' directions."""
         objectives = self.spec.optimised
         means = np.array([[r.posterior[o.name][0] for o in objectives] for r in rows])
         return means, [direction(o) for o in objectives]
