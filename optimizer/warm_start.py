@@ -85,8 +85,12 @@ def warm_start(
     if reason:
         chosen = _worth_again(results(store, other.name), spec.space, most=min(_MOST_AGAIN, planned // 3))
     else:
-        measured = store.measured(other.name)
-        chosen = [n for n, m in measured.items() if extended(m.recipe, spec.space) is not None]
+        # Trials of one recipe share one measurement, which is to be counted once.
+        first: dict[str, int] = {}
+        for number, measured in store.measured(other.name).items():
+            if extended(measured.recipe, spec.space) is not None:
+                first.setdefault(measured.recipe.digest, number)
+        chosen = list(first.values())
     return WarmStart(study=other.name, trials=tuple(chosen), reason=reason)
 
 
