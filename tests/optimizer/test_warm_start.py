@@ -122,7 +122,7 @@ def test_a_crash_while_trials_are_taken_over_loses_and_doubles_none(
         def crash(*arguments: Any, original: Any = original, **options: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == 2:
+            if calls == 1:
                 raise Crash
             return original(*arguments, **options)
 
