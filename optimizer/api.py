@@ -40,7 +40,7 @@ from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, from_document, load_spec
 from optimizer.standing import Standing
 from optimizer.standing import standings as _standings
-from optimizer.study import DriverStudy, create_study, study_record
+from optimizer.study import DriverStudy, create_study, distributions_of, study_record
 from optimizer.views import Views
 from optimizer.views import views as _views
 from optimizer.warm_start import ITEMS, NOTE, items_of, warm_start
@@ -425,10 +425,23 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
 
 
 def _check_sampler(spec: Spec) -> None:
+    """Whether the sampler can search what the study asks for; better now than at its first proposal."""
     try:
-        make_sampler(spec.search.sampler, seed=spec.search.seed)
+        make_sampler(spec.search.sampler, seed=spec.search.seed, space=distributions_of(spec.space))
     except ValueError as e:
         raise InputError(f"search.sampler: {e}") from e
+    ranges = {o.name: (o.maximise, o.bounds) for o in spec.optimised}
+    if spec.search.sampler == "cmaes" and len(set(ranges.values())) > 1:
+        found = ", ".join(f"{name} {_range_text(*of)}" for name, of in ranges.items())
+        raise InputError(
+            "search.sampler: cmaes searches one number, the plain mean of the objectives, so these must share range "
+            f"and direction, but got {found}; the other samplers need no mean."
+        )
+
+
+def _range_text(maximise: bool, bounds: tuple[float, float] | None) -> str:
+    within = f"in [{bounds[0]:g}, {bounds[1]:g}]" if bounds else "without bounds"
+    return f"{within}, {'more' if maximise else 'less'} is better"
 
 
 def _check_fingerprints(store: Store, study: str) -> None:

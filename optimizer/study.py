@@ -9,6 +9,7 @@ from math import inf, isfinite
 from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer.baselines import Baseline, starting_points
@@ -21,6 +22,7 @@ from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, from_document
 from optimizer.warm_start import INHERITED, WarmStart, extended
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
+from search_spaces.space import Space
 from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
 from storage.store import Store, StudyRecord
 from storage.tables import now
@@ -50,6 +52,13 @@ class _FromTrial:
 
     def choice(self, name: str, options: Sequence[str]) -> str:
         return str(self.trial.suggest_categorical(name, list(options)))
+
+
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's parameters of a search space, as one trial of it has them."""
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    space.propose(_FromTrial(trial))
+    return trial.distributions
 
 
 def create_study(store: Store, spec: Spec, *, trials: int, fingerprints: dict[str, str]) -> None:
