@@ -40,9 +40,10 @@ from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, from_document, load_spec
 from optimizer.standing import Standing
 from optimizer.standing import standings as _standings
-from optimizer.study import DriverStudy, create_study
+from optimizer.study import DriverStudy, create_study, distributions_of, study_record
 from optimizer.views import Views
 from optimizer.views import views as _views
+from optimizer.warm_start import ITEMS, NOTE, items_of, warm_start
 from optimizer.watcher import NOBODY, Watcher
 from optimizer.why import Why
 from optimizer.why import why as _why
@@ -138,10 +139,22 @@ def launch(
             raise InputError("\n".join(report.problems))
         for warning in report.warnings:
             _log.warning(warning)
-        create_study(store, spec, trials=planned, fingerprints=dict(report.fingerprints))
+        _create(store, spec, planned, dict(report.fingerprints))
         with holding(store, spec.study):
             _run(store, spec.study, ray, watcher)
     return spec.study
+
+
+def _create(store: Store, spec: Spec, planned: int, fingerprints: dict[str, str]) -> None:
+    """Write a new study with what must be known of it later, and what it starts from."""
+    items = items_of(spec)
+    record = study_record(spec, trials=planned, fingerprints=fingerprints)
+    start = warm_start(store, spec, record, items, planned=planned)
+    create_study(store, spec, trials=planned, fingerprints=fingerprints)
+    store.note(spec.study, ITEMS, items)
+    if start is not None:
+        store.note(spec.study, NOTE, start.to_json())
+        _log.warning("%s", start.to_text())
 
 
 def resume(
@@ -199,9 +212,8 @@ def why(study: str, *, storage: str | None = None) -> Why:
     """What each checkpoint does to the front, what could be left out, and which pairs interfere."""
     with open_store(storage) as store:
         spec = from_document(dict(store.study(study).spec))
-        checkpoints = {c.name for c in spec.checkpoints}
-        recipes = {n: m.recipe for n, m in store.measured(study).items() if set(m.recipe.weights) <= checkpoints}
-        merges = {number: recipe.mean_weights() for number, recipe in recipes.items()}
+        recipes = {n: m.recipe for n, m in store.measured(study).items()}
+        merges = {n: recipe.mean_weights() for n, recipe in recipes.items() if spec.space.contains(recipe)}
         objectives = [o.name for o in spec.optimised]
         return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
 
@@ -413,10 +425,23 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
 
 
 def _check_sampler(spec: Spec) -> None:
+    """Whether the sampler can search what the study asks for; better now than at its first proposal."""
     try:
-        make_sampler(spec.search.sampler, seed=spec.search.seed)
+        make_sampler(spec.search.sampler, seed=spec.search.seed, space=distributions_of(spec.space))
     except ValueError as e:
         raise InputError(f"search.sampler: {e}") from e
+    ranges = {o.name: (o.maximise, o.bounds) for o in spec.optimised}
+    if spec.search.sampler == "cmaes" and len(set(ranges.values())) > 1:
+        found = ", ".join(f"{name} {_range_text(*of)}" for name, of in ranges.items())
+        raise InputError(
+            "search.sampler: cmaes searches one number, the plain mean of the objectives, so these must share range "
+            f"and direction, but got {found}; the other samplers need no mean."
+        )
+
+
+def _range_text(maximise: bool, bounds: tuple[float, float] | None) -> str:
+    within = f"in [{bounds[0]:g}, {bounds[1]:g}]" if bounds else "without bounds"
+    return f"{within}, {'more' if maximise else 'less'} is better"
 
 
 def _check_fingerprints(store: Store, study: str) -> None:

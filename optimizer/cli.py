@@ -338,6 +338,8 @@ def _show_front(study: str, storage: str | None, options: argparse.Namespace | N
     found = api.front(study, storage=storage)
     if found.fallback:
         print(f"The front is by {found.fallback}.", file=sys.stderr)
+    for name in found.constant:
+        print(f"{name} has told no merge from another: every trial scored the same.", file=sys.stderr)
     rows = found.front if options is None else _shown_rows(found, options)
     on_front = {r.trial for r in found.front}
     others = [r for r in found.baselines if r.trial not in on_front]
@@ -347,6 +349,8 @@ def _show_front(study: str, storage: str | None, options: argparse.Namespace | N
     else:
         if not found.front:
             print(f"No trial of {study} meets the constraints; --all shows every trial.", file=sys.stderr)
+        if found.nearest:
+            show(front_table(found, found.nearest, "None meets the constraints; these break them least"))
         knee = options is not None and options.knee
         show(front_table(found, rows, f"{'Knee of the front' if knee else 'Front'} of {study}"))
         show(front_table(found, others, "Baselines"))

@@ -12,7 +12,7 @@ import optuna
 from optuna.study import StudyDirection
 
 from optimizer.features import Array
-from optimizer.front import Estimate, knee, posterior, spread
+from optimizer.front import ENOUGH_TRIALS, Estimate, knee, posterior, spread
 from optimizer.picks import Knee, Pick
 from optimizer.samplers import AGAIN
 from optimizer.spec import ObjectiveSpec, Spec, from_document
@@ -20,6 +20,9 @@ from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.records import FURTHER, Measured, Score
 from storage.store import Store
+
+_NEAREST = 5
+"""How many trials are shown where none keeps the constraints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +88,29 @@ class Results:
         return [r for r in self.front if r.trial in merges]
 
     @property
+    def constant(self) -> list[str]:
+        """Objectives that have told no merge from another: all of several scored the same."""
+        if len(self.rows) < ENOUGH_TRIALS:
+            return []
+        found = {o.name: {r.objectives[o.name].mean for r in self.rows} for o in self.spec.optimised}
+        return [name for name, means in found.items() if len(means) == 1]
+
+    @property
+    def nearest(self) -> list[Row]:
+        """The trials that break the constraints least, the least first; empty where one keeps them all."""
+        if any(r.feasible for r in self.rows):
+            return []
+        whole = [r for r in self.rows if not r.stopped]
+        return sorted(whole, key=self._violation)[:_NEAREST]
+
+    def _violation(self, row: Row) -> float:
+        means = {name: mean for name, (mean, _) in row.posterior.items()}
+        return sum(max(v, 0.0) for o in self.spec.optimised for v in o.violations(means[o.name]).values())
+
+    @property
     def knee(self) -> Row | None:
         """The merge where the front bulges most; None where it has none."""
-        return self.slider[knee(*self._means(self.slider))] if self.slider else None
+        return self.slider[knee(*self.means(self.slider))] if self.slider else None
 
     def stops(self, count: int) -> list[Row]:
         """That many merges spread evenly along the front, best first by the first objective.
@@ -99,9 +122,10 @@ class Results:
                 f"a slider must have from 2 points to as many as the front has merges ({len(self.slider)}), "
                 f"but got {count}."
             )
-        return [self.slider[i] for i in spread(*self._means(self.slider), count)]
+        return [self.slider[i] for i in spread(*self.means(self.slider), count)]
 
-    def _means(self, rows: Sequence[Row]) -> tuple[Array, list[StudyDirection]]:
+    def means(self, rows: Sequence[Row]) -> tuple[Array, list[StudyDirection]]:
+        """Posterior means ``(rows, objectives)``, and the objectives' directions."""
         objectives = self.spec.optimised
         means = np.array([[r.posterior[o.name][0] for o in objectives] for r in rows])
         return means, [direction(o) for o in objectives]

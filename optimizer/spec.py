@@ -293,6 +293,7 @@ class SearchSpec(_Strict):
     start_from: list[dict[str, Annotated[float, Field(ge=0)]]] = []
     stop: Annotated[int, Field(gt=0)] | None = None
     budget: BudgetSpec | None = None
+    warm_start: Name | None = None
 
     @model_validator(mode="after")
     def _foretold(self) -> "SearchSpec":
@@ -350,6 +351,8 @@ class Spec(_Strict):
             raise ValueError("at least one objective must have role: optimise, but all are watched")
         for method in self.search_space.methods:
             _check_count(method, len(self.checkpoints))
+        if self.search.warm_start == self.study:
+            raise ValueError(f"search.warm_start must name another study, but names {self.study}")
         for i, weights in enumerate(self.search.start_from):
             self._check_start(i, weights)
         return self

@@ -9,6 +9,7 @@ from math import inf, isfinite
 from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer.baselines import Baseline, starting_points
@@ -18,8 +19,10 @@ from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, pat
 from optimizer.rivals import Rivals
 from optimizer.samplers import AGAIN, make_sampler
 from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, from_document
+from optimizer.warm_start import INHERITED, WarmStart, extended
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
+from search_spaces.space import Space
 from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
 from storage.store import Store, StudyRecord
 from storage.tables import now
@@ -51,9 +54,25 @@ class _FromTrial:
         return str(self.trial.suggest_categorical(name, list(options)))
 
 
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's parameters of a search space, as one trial of it has them."""
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    space.propose(_FromTrial(trial))
+    return trial.distributions
+
+
 def create_study(store: Store, spec: Spec, *, trials: int, fingerprints: dict[str, str]) -> None:
     """Write a new study; raises StoreError where the name is taken."""
-    record = StudyRecord(
+    directions: list[Literal["minimize", "maximize"]] = [
+        "maximize" if o.maximise else "minimize" for o in spec.optimised
+    ]
+    record = study_record(spec, trials=trials, fingerprints=fingerprints)
+    store.create(record, directions=directions, objectives=[o.name for o in spec.optimised])
+
+
+def study_record(spec: Spec, *, trials: int, fingerprints: dict[str, str]) -> StudyRecord:
+    """What the store keeps of a study that begins now."""
+    return StudyRecord(
         name=spec.study,
         spec=spec.document(),
         spec_digest=spec.digest,
@@ -63,10 +82,6 @@ def create_study(store: Store, spec: Spec, *, trials: int, fingerprints: dict[st
         versions=versions(),
         created=now(),
     )
-    directions: list[Literal["minimize", "maximize"]] = [
-        "maximize" if o.maximise else "minimize" for o in spec.optimised
-    ]
-    store.create(record, directions=directions, objectives=[o.name for o in spec.optimised])
 
 
 def versions() -> dict[str, str]:
@@ -117,6 +132,8 @@ class DriverStudy:
         self._gone: Exception | None = None
         self._take_up_spooled()
         self._put_right()
+        self._warm = WarmStart.from_notes(store.notes(name))
+        self._take_over()
         self._start: list[Baseline] = self._missing_starts()
         self._look()
 
@@ -289,14 +306,16 @@ class DriverStudy:
 
     def _second_look(self, first: FrozenTrial) -> Assignment:
         """A trial of the same merge on further items. It has parameters, so the model learns from it by itself."""
-        attrs = {"recipe": first.user_attrs["recipe"], AGAIN: first.number}
+        recipe = _recipe_of(first)
+        assert recipe is not None
+        attrs = {"recipe": recipe.to_json(), AGAIN: first.number}
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING, params=first.params, distributions=first.distributions, user_attrs=attrs
             )
         )
         number = self._study.get_trials(deepcopy=False)[-1].number
-        return Assignment(number=number, recipe=Recipe.from_json(attrs["recipe"]), split=FURTHER)
+        return Assignment(number=number, recipe=recipe, split=FURTHER)
 
     def _ask(self) -> Assignment:
         """One proposal of the sampler. The recipe is written last: without it the proposal was cut off."""
@@ -351,6 +370,33 @@ class DriverStudy:
             else:
                 self._drop(trial)
 
+    def _take_over(self) -> None:
+        """Measurements of an earlier study become trials of this one; they count towards no planned number.
+
+        One that a crash cut off has been dropped, and is taken over anew.
+        """
+        if self._warm is None or self._warm.reason:
+            return
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        there = {t.user_attrs[INHERITED]["trial"] for t in trials if INHERITED in t.user_attrs}
+        for number in [n for n in self._warm.trials if n not in there]:
+            measured = self._store.with_marks(self._warm.study, number)
+            recipe = extended(measured.recipe, self._space)
+            if recipe is not None:
+                self._inherit(replace(measured, recipe=recipe))
+
+    def _inherit(self, measured: Measured) -> None:
+        assert self._warm is not None
+        recipe = measured.recipe
+        attrs: dict[str, Any] = {INHERITED: self._warm.origin(measured.number, recipe)}
+        known = self._starts().get(recipe.digest)
+        if known is not None and known.name is not None:
+            attrs["baseline"] = known.name
+        self._study.enqueue_trial(self._space.to_parameters(recipe), user_attrs=attrs)
+        trial = self._study.ask()
+        self._space.propose(_FromTrial(trial))
+        self._keep(replace(measured, number=trial.number))
+
     def _drop(self, trial: FrozenTrial) -> None:
         """A proposal that was cut off: it fails without a recipe, and so counts for nothing."""
         storage = self._store.trials
@@ -360,15 +406,33 @@ class DriverStudy:
 
     def _missing_starts(self) -> list[Baseline]:
         trials = self._study.get_trials(deepcopy=False)
-        there = {Recipe.from_json(t.user_attrs["recipe"]).digest for t in trials if "recipe" in t.user_attrs}
-        missing: dict[str, Baseline] = {}
-        for start in starting_points(self.spec):
+        there = {recipe.digest for t in trials if (recipe := _recipe_of(t)) is not None}
+        return [start for digest, start in self._starts().items() if digest not in there]
+
+    def _starts(self) -> dict[str, Baseline]:
+        """Every starting point once, by the digest of its recipe as the space builds it."""
+        starts: dict[str, Baseline] = {}
+        for start in [*starting_points(self.spec), *self._again_from_before()]:
             recipe = start.recipe
             if self._space.contains(recipe):
                 recipe = self._space.recipe(self._space.to_parameters(recipe))
-            if recipe.digest not in there:
-                missing.setdefault(recipe.digest, start)
-        return list(missing.values())
+            starts.setdefault(recipe.digest, start)
+        return starts
+
+    def _again_from_before(self) -> list[Baseline]:
+        """Merges of an earlier study whose measurements are none of this one."""
+        if self._warm is None or not self._warm.reason:
+            return []
+        measured = self._store.measured(self._warm.study)
+        recipes = [extended(measured[n].recipe, self._space) for n in self._warm.trials]
+        return [Baseline(name=None, recipe=recipe) for recipe in recipes if recipe is not None]
+
+
+def _recipe_of(trial: FrozenTrial) -> Recipe | None:
+    """The recipe of a trial of this study or of one that was taken over; None where its proposal was cut off."""
+    taken = trial.user_attrs.get(INHERITED, {}) if trial.state == TrialState.COMPLETE else {}
+    document = trial.user_attrs.get("recipe") or taken.get("recipe")
+    return None if document is None else Recipe.from_json(document)
 
 
 def _once_more(outcome: Outcome, number: int) -> Outcome:

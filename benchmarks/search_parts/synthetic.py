@@ -63,7 +63,7 @@ class Problem:
 
     def true(self, params: Sequence[Mapping[str, float]]) -> Array:
         """True rates ``(n, m)`` of the merges that these parameters build."""
-        return self.truth(_weights(params))
+        return self.truth(_weights(params)) if params else np.zeros((0, len(self.top)))
 
     def volume(self, values: Array) -> float:
         """Hypervolume of true or reported values, those that break the constraint left out."""

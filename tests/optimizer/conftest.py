@@ -57,7 +57,10 @@ def known_study(study_file: Callable[..., Path], storage: str) -> Iterator[Calla
             if name not in (merges or {}):
                 attrs["baseline"] = name
             values = [scores[o.name].mean for o in spec.optimised]
-            optuna_study.add_trial(create_trial(state=TrialState.COMPLETE, values=values, user_attrs=attrs))
+            limits = {k: v for o in spec.optimised for k, v in o.violations(scores[o.name].mean).items()}
+            optuna_study.add_trial(
+                create_trial(state=TrialState.COMPLETE, values=values, user_attrs=attrs, constraints=limits or None)
+            )
         return store
 
     yield make

@@ -123,3 +123,32 @@ def test_front_says_it_always_and_keeps_its_json_clean(known_study: Known, capsy
     assert "beats the uniform average" in shown.err
     assert main(["front", "tiny"]) == 0
     assert "beats the uniform average" in capsys.readouterr().out
+
+
+def test_an_objective_that_never_varies_is_named(known_study: Known, capsys: pytest.CaptureFixture[str]) -> None:
+    def rule(name: str, split: str, objective: str, place: int, item: Item) -> float:
+        return (
+            1.0 if objective == "general" else rule_of(m=(0.9, 0.9), n=(0.6, 0.6))(name, split, objective, place, item)
+        )
+
+    known_study(rule, merges={"m": merge(0.6), "n": merge(0.5)})
+    assert api.front("tiny").constant == ["general"]
+    assert main(["front", "tiny"]) == 0
+    assert "general has told no merge from another" in capsys.readouterr().err
+
+
+def test_where_nobody_meets_a_constraint_the_front_is_empty_and_the_nearest_are_shown_as_such(
+    known_study: Known, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suites = [{"path": "suites/choice.jsonl", "scorer": "multiple_choice"}]
+    safety = {"name": "safety", "at_least": 0.99, "suites": suites}
+    general = {"name": "general", "suites": [{"path": "suites/exact.jsonl", "scorer": "exact_match"}]}
+    known_study(rule_of(m=(0.9, 0.9)), merges={"m": merge(0.6)}, objectives=[safety, general])
+    found = api.front("tiny")
+    assert found.front == []
+    assert [r.trial for r in found.nearest][:2] == [6, 1]
+    assert main(["front", "tiny"]) == 0
+    shown = capsys.readouterr()
+    assert "these break them least" in shown.out
+    assert "No trial of tiny meets the constraints" in shown.err
+    assert "the front has no other merge" in shown.out
