@@ -7,9 +7,8 @@ import numpy as np
 from optimizer.baselines import starting_points
 from optimizer.front import hypervolume, non_dominated
 from optimizer.report.figures import Axis, Point, Role, Scatter, Spread, weights_text
-from optimizer.results import is_feasible
+from optimizer.results import direction, is_feasible
 from optimizer.spec import Spec
-from optimizer.validate import direction
 from storage.records import Failed, Measured, Outcome
 from workers.pool import Busy
 

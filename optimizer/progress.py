@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -131,7 +131,12 @@ def _workers(board: Board) -> Table:
 
 @contextmanager
 def watching() -> Iterator[Watcher]:
-    """A watcher that shows on stderr how far things are."""
+    """A watcher that shows on stderr how far things are. Whatever libraries print meanwhile goes there, too."""
+    with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout, where machines read
+        yield from _watching()
+
+
+def _watching() -> Iterator[Watcher]:
     console = Console(stderr=True)
     if not console.is_terminal:
         lines = _Lines()

@@ -14,9 +14,8 @@ from optimizer.compare import amount
 from optimizer.front import non_dominated
 from optimizer.report.findings import Findings
 from optimizer.report.growth import Growth, growth
-from optimizer.results import Row
+from optimizer.results import Row, direction
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec
-from optimizer.validate import direction
 from optimizer.why import STEP, Change, Influence
 from search_spaces.recipe import Recipe
 from storage.records import Z95, Measured, Score

@@ -12,9 +12,9 @@ from optimizer.front import knee
 from optimizer.outcomes import Outcomes
 from optimizer.repeat import repeat_text
 from optimizer.report.changed import Changed, changed_most
-from optimizer.results import Results, choose, results, scores_of
+from optimizer.results import Results, choose, direction, results, scores_of
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec, Spec
-from optimizer.validate import Validation, direction
+from optimizer.validate import Validation
 from optimizer.why import Why, why
 from search_spaces.errors import InputError
 from storage.records import SPLITS, Measured

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from optuna.samplers import RandomSampler
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from optimizer.baselines import starting_points
 from optimizer.spec import load_spec
@@ -66,12 +66,10 @@ def known_study(study_file: Callable[..., Path], storage: str) -> Iterator[Calla
             if name not in (merges or {}):
                 attrs["baseline"] = name
             values = [scores[o.name].mean for o in spec.optimised]
-            optuna_study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs))
-            trial = Trial(optuna_study, optuna_study.get_trials(deepcopy=False)[-1]._trial_id)
-            for o, value in zip(spec.optimised, values, strict=True):
-                for key, violation in o.violations(value).items():
-                    trial.set_constraint(key, violation)
-            optuna_study.tell(number, values)
+            limits = {k: v for o in spec.optimised for k, v in o.violations(scores[o.name].mean).items()}
+            optuna_study.add_trial(
+                create_trial(state=TrialState.COMPLETE, values=values, user_attrs=attrs, constraints=limits or None)
+            )
         return store
 
     yield make
