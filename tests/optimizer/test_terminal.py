@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -76,6 +77,12 @@ def test_the_live_view_shows_bars_figures_front_and_workers(board: Board) -> Non
     assert "● on the front" in shown
     assert re.search(r"a:1\s+trial 41\s+2 s", shown)
     assert re.search(r"a:2\s+idle", shown)
+
+
+def test_a_second_look_is_no_further_trial(board: Board, store: Store) -> None:
+    before = board.hypervolume()
+    board.add(replace(store.measured("tiny")[0], number=20, split="further"))
+    assert (board.measured, board.hypervolume()) == (10, before)
 
 
 def test_a_low_terminal_goes_without_the_plot(board: Board) -> None:
