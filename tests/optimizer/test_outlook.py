@@ -1,6 +1,7 @@
 """Second looks and early ends: what the sampler foretells, and a driver that acts on it and survives every crash."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer import api, loop
+from optimizer.baselines import starting_points
+from optimizer.board import Board
 from optimizer.front import posterior, posterior_front
 from optimizer.outlook import STOPPED, SecondLooks, end_of, end_text
 from optimizer.results import results
@@ -18,7 +21,7 @@ from optimizer.samplers import AGAIN, OUTLOOK, make_sampler
 from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, load_spec
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
-from storage.records import FURTHER, Assignment
+from storage.records import FURTHER, Assignment, Measured, Score
 from storage.store import Store
 from workers.pool import LocalPool
 from workers.worker import Worker
@@ -158,6 +161,19 @@ def run(store: Store, worker: Worker) -> Counting:
     pool = Counting(worker)
     loop.search(DriverStudy(store, "tiny"), pool, lambda _: None)
     return pool
+
+
+def test_a_live_view_counts_a_second_look_but_puts_it_on_no_front(spec: Spec) -> None:
+    score = {name: Score(mean=0.9, stderr=0.1, n=9) for name in ("safety", "general")}
+    recipe = starting_points(spec)[0].recipe
+    first = Measured(number=0, recipe=recipe, split="search", scores=score, breakdown={}, marks={}, digest="")
+    lucky = replace(first, number=1, split=FURTHER, scores={n: replace(s, mean=1.0) for n, s in score.items()})
+    board = Board(spec, planned=10, measured=[first], failed=0, workers=list)
+    board.add(lucky)
+    assert board.measured == 2
+    figure = board.figure()
+    assert figure is not None
+    assert [p.on_front for p in figure.points] == [True, False]
 
 
 @pytest.mark.usefixtures("always")
