@@ -42,10 +42,10 @@ class Board:
         return len(self._measured)
 
     def add(self, outcome: Outcome) -> None:
-        """One more."""
+        """One more. A second look is at a trial that is there already."""
         if isinstance(outcome, Failed):
             self.failed += 1
-        else:
+        elif outcome.split == "search":
             self._measured.append(outcome)
 
     def hypervolume(self) -> float:

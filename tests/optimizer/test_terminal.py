@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -78,6 +79,12 @@ def test_the_live_view_shows_bars_figures_front_and_workers(board: Board) -> Non
     assert re.search(r"a:2\s+idle", shown)
 
 
+def test_a_second_look_is_no_further_trial(board: Board, store: Store) -> None:
+    before = board.hypervolume()
+    board.add(replace(store.measured("tiny")[0], number=20, split="further"))
+    assert (board.measured, board.hypervolume()) == (10, before)
+
+
 def test_a_low_terminal_goes_without_the_plot(board: Board) -> None:
     out = io.StringIO()
     view = LiveView(Console(file=out, width=110, height=14))
@@ -104,7 +111,8 @@ def test_the_plot_puts_every_mark_in_its_place(store: Store) -> None:
     figure = fronts(findings(store, "tiny"))[0]
     text = plot(figure, width=100, height=30)
     *lines, meanings = text.plain.splitlines()
-    letters = dict(re.findall(r"([a-z]) (\w+)", meanings.partition("the pick")[2].partition("   ")[2]))
+    told = [meaning.split(" ", 1) for meaning in meanings.split("   ")]
+    letters = {mark: label for mark, label in told if mark.isalpha()}
     assert set(letters.values()) == {r.baseline for r in findings(store, "tiny").results.baselines}
     drawn = [line.partition("| ")[2] for line in lines if "| " in line]
     places = {c: (row, line.index(c)) for row, line in enumerate(drawn) for c in line if c.isalpha() or c == "★"}

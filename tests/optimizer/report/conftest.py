@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from optimizer.report.findings import Findings, findings
+from optimizer.report.page import page
 from storage.store import Store
 from workers.suites import Item
 
@@ -32,11 +33,28 @@ def says(name: str, split: str, objective: str, item: Item) -> tuple[str | None,
     return ("refused", f"{name} will not") if objective == "safety" else (None, None)
 
 
+_FOUND = pytest.StashKey[Findings]()
+_PAGE = pytest.StashKey[str]()
+
+
 @pytest.fixture
-def found(known_study: Known) -> Findings:
-    """A study of seven baselines and four merges, with a constraint, measured on every split."""
-    store = known_study(rule, merges=MERGES, says=says, objectives=objectives(at_least=0.85))
-    return findings(store, "tiny")
+def found(request: pytest.FixtureRequest) -> Findings:
+    """A study of seven baselines and four merges, with a constraint, measured on every split; read once a session."""
+    kept = request.session.stash
+    if _FOUND not in kept:
+        known_study: Known = request.getfixturevalue("known_study")
+        store = known_study(rule, merges=MERGES, says=says, objectives=objectives(at_least=0.85))
+        kept[_FOUND] = findings(store, "tiny")
+    return kept[_FOUND]
+
+
+@pytest.fixture
+def text(request: pytest.FixtureRequest, found: Findings) -> str:
+    """Its report, made once a session."""
+    kept = request.session.stash
+    if _PAGE not in kept:
+        kept[_PAGE] = page(found)
+    return kept[_PAGE]
 
 
 def objectives(count: int = 2, **safety: object) -> list[dict[str, object]]:
