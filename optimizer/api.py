@@ -72,13 +72,13 @@ class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
     """No trial of the run could be measured; the study is kept."""
 
 
-def check(study_file: str | Path, *, watcher: Watcher = NOBODY) -> _preflight.Report:
+def check(study_file: str | Path | Spec, *, watcher: Watcher = NOBODY) -> _preflight.Report:
     """Preflight of a study file: problems, warnings, sizes, times."""
-    return _preflight.check(load_spec(Path(study_file)), timed=True, progress=watcher.stage)
+    return _preflight.check(_spec_of(study_file), timed=True, progress=watcher.stage)
 
 
 def launch(
-    study_file: str | Path,
+    study_file: str | Path | Spec,
     *,
     trials: int | None = None,
     storage: str | None = None,
@@ -88,10 +88,11 @@ def launch(
     """Start a study from its file and run it to its end; returns its name.
 
     Args:
-        trials: in place of the file's number. ray: address of a cluster, None for Ray on this machine.
+        study_file: its path, or what was read of one. trials: in place of the file's number.
+        ray: address of a cluster, None for Ray on this machine.
     Raises: InputError where the preflight finds a problem or the study exists; PoolError where no worker is left.
     """
-    spec = load_spec(Path(study_file))
+    spec = _spec_of(study_file)
     planned = _positive(trials, spec.search.trials)
     _check_sampler(spec)
     with open_store(storage, create=True) as store:
@@ -221,6 +222,7 @@ def export(
     whole_front: bool = False,
     overwrite: bool = False,
     storage: str | None = None,
+    watcher: Watcher = NOBODY,
 ) -> list[Path]:
     """Write one trial, the trial that a pick expression chooses, or the whole front (a directory each below ``out``).
 
@@ -241,9 +243,12 @@ def export(
             directories = {r.trial: target / f"trial-{r.trial}" for r in rows}
             for directory in directories.values():
                 check_target(directory, overwrite=overwrite)
-            return [export_trial(store, study, n, d, overwrite=overwrite) for n, d in directories.items()]
+            return [
+                export_trial(store, study, n, d, overwrite=overwrite, progress=watcher.stage)
+                for n, d in directories.items()
+            ]
         number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
-        return [export_trial(store, study, number, target, overwrite=overwrite)]
+        return [export_trial(store, study, number, target, overwrite=overwrite, progress=watcher.stage)]
 
 
 def choose(store: Store, study: str, found: Results, pick: str) -> int:
@@ -296,6 +301,10 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         yield pool
     finally:
         pool.close()
+
+
+def _spec_of(study_file: str | Path | Spec) -> Spec:
+    return study_file if isinstance(study_file, Spec) else load_spec(Path(study_file))
 
 
 def _check_sampler(spec: Spec) -> None:

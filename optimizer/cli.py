@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer import logs
+from optimizer.endings import ending_of
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,36 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     logs.set_up(file=Path(options.log_file), as_json=options.log_format == "json")
-    try:
-        import optuna
+    ending = ending_of(lambda: _do(options))
+    return _say(ending.message, ending.code) if ending.message else ending.code
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
-    except InputError as e:
-        return _say(e, 2)
-    except KeyboardInterrupt:
-        return _say("interrupted; the study is kept, `mergefront resume` goes on with it.", 130)
-    except _run_errors() as e:
-        return _say(e, 1)
+
+def _do(options: argparse.Namespace) -> int:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
 
 
 def run() -> None:
     """The console script."""
     sys.exit(main())
-
-
-def _run_errors() -> tuple[type[Exception], ...]:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from optimizer.api import StudyFailed
-    from optimizer.export import ExportError
-    from optimizer.patience import DatabaseGone
-    from storage.errors import LeaseError
-    from storage.files import NoRoom
-    from workers.pool import PoolError
-
-    return (StudyFailed, ExportError, PoolError, DatabaseGone, LeaseError, NoRoom, SQLAlchemyError, OSError)
 
 
 def _say(message: object, code: int) -> int:

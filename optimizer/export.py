@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from optimizer.card import model_card
+from optimizer.family import Progress
 from optimizer.mergekit import mergekit_yaml
 from optimizer.spec import BASE, Spec, from_document
 from optimizer.study import versions
@@ -36,7 +37,15 @@ class ExportError(Exception):
     """The disk ran full, or what was written is not what was scored; nothing is left behind."""
 
 
-def export_trial(store: Store, name: str, number: int, out: Path, *, overwrite: bool = False) -> Path:
+def export_trial(
+    store: Store,
+    name: str,
+    number: int,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Path:
     """Write one trial's merge to the directory ``out``, which appears whole or not at all.
 
     Args:
@@ -56,7 +65,8 @@ def export_trial(store: Store, name: str, number: int, out: Path, *, overwrite: 
     try:
         with whole_directory(out, replace=overwrite) as staging:
             _copy_config(base, staging, spec.workers.dtype)
-            digests = _write_weights(spec, measured.recipe, checkpoints, like, staging)
+            digests = _write_weights(spec, measured.recipe, checkpoints, like, staging, progress)
+            progress("verifying", 0, 1)
             _verify(staging, digests, measured)
             _describe(store, record, spec, measured, checkpoints, digests, staging)
     except NoRoom as e:
@@ -114,6 +124,7 @@ def _write_weights(
     checkpoints: Mapping[str, Checkpoint],
     like: Mapping[str, Tensor],
     directory: Path,
+    progress: Progress,
 ) -> dict[str, str]:
     """Shards with their index; a tensor or two in memory at a time. Returns the digest of every tensor."""
     merger = Merger({name: c.tensors for name, c in checkpoints.items()}, BASE, seed=spec.search.seed)
@@ -123,7 +134,8 @@ def _write_weights(
     for i, names in enumerate(_shards(like), 1):
         file = "model.safetensors" if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
         shard = {name: like[name] for name in names}
-        write_tensors(directory / file, shard, _digested(merger.merged(recipe, shard, reuse=True), digests))
+        merged = _digested(merger.merged(recipe, shard, reuse=True), digests)
+        write_tensors(directory / file, shard, _counted(merged, len(places), len(like), progress))
         places |= dict.fromkeys(names, file)
     if count > 1:
         total = sum(t.nbytes for t in like.values())
@@ -138,6 +150,14 @@ def _digested(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) ->
             raise ExportError(f"every tensor must be finite, but {name} of the merge is not.")
         digests[name] = tensor_digest(tensor)
         yield name, tensor
+
+
+def _counted(
+    tensors: Iterator[tuple[str, Tensor]], before: int, total: int, progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
+    for done, named in enumerate(tensors, before):
+        progress("writing tensors", done, total)
+        yield named
 
 
 def _shards(like: Mapping[str, Tensor]) -> Iterator[list[str]]:

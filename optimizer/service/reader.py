@@ -1,0 +1,116 @@
+"""What is worked out in a process beside the service: it needs torch and the model of the front, which take seconds.
+
+Its functions are run by name in that process; what they take and return are plain values.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import Any, ParamSpec, TypeVar
+
+from optimizer.service.settings import Settings
+from storage.store import Store
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+_KEPT = 4
+
+
+class Aside:
+    """One process that works out one thing after the other; a new one takes its place when it dies.
+
+    Args:
+        settings: of the service. niceness: added to the process's own, so that studies come first.
+    """
+
+    def __init__(self, settings: Settings, niceness: int) -> None:
+        self._initial = (str(settings.roots[0]), niceness)
+        self._pool = self._new()
+
+    def run(
+        self, function: Callable[_Parameters, _Result], *args: _Parameters.args, **kw: _Parameters.kwargs
+    ) -> _Result:
+        """The function's result; its exceptions are raised here. Once more where the process died before it began."""
+        try:
+            return self._pool.submit(function, *args, **kw).result()
+        except BrokenProcessPool:
+            self._pool = self._new()
+            return self._pool.submit(function, *args, **kw).result()
+
+    def close(self) -> None:
+        """End the process; what it is at is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=self._initial)
+
+
+def _begin(directory: str, niceness: int) -> None:
+    import optuna
+
+    os.chdir(directory)
+    os.nice(niceness)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@lru_cache(_KEPT)
+def _store(url: str) -> Store:
+    return Store.open(url)
+
+
+@lru_cache(_KEPT)
+def _results(url: str, study: str, revision: str) -> Any:
+    from optimizer.results import results
+
+    return results(_store(url), study)
+
+
+def front_json(url: str, study: str, revision: str) -> tuple[bytes, bytes]:
+    """What ``mergefront front STUDY --format json`` prints, and with ``--all``; UTF-8.
+
+    Args:
+        revision: the study's as it is now: the same is not worked out again.
+    """
+    found = _results(url, study, revision)
+    return tuple(json.dumps([r.to_json() for r in rows], indent=2).encode() for rows in (found.front, found.rows))
+
+
+def chosen(url: str, study: str, revision: str, pick: str) -> int:
+    """The trial that a pick expression chooses. Raises InputError."""
+    from optimizer.api import choose
+
+    return choose(_store(url), study, _results(url, study, revision), pick)
+
+
+def parsed(settings: Settings, text: str, is_json: bool) -> dict[str, Any]:
+    """A study's spec as a document, screened, its paths absolute. Raises InputError with what is wrong."""
+    from optimizer import yaml_lines
+    from optimizer.service.screen import screened
+    from optimizer.spec import read_spec
+    from search_spaces.errors import InputError
+    from storage import strict_json
+
+    name = "the study"
+    try:
+        document, lines = (strict_json.parse(text), {}) if is_json else yaml_lines.load(text, name)
+    except strict_json.JsonError as e:
+        raise InputError(f"{name} must be JSON, but {e}.") from e
+    root = settings.roots[0]
+    spec = read_spec(document, lines, name=name, root=root, screen=lambda d: screened(settings, d))
+    return spec.document()
+
+
+def preflight(document: dict[str, Any]) -> dict[str, Any]:
+    """What ``mergefront check`` finds: ``problems``, ``warnings``, ``facts``, ``vectors``."""
+    from optimizer import api
+    from optimizer.spec import from_document
+
+    report = asdict(api.check(from_document(document)))
+    del report["fingerprints"]
+    return report
