@@ -56,7 +56,7 @@ def events_after(engine: sa.Engine, study: str, after: Position, limit: int) -> 
         row = session.execute(sa.select(StudyRow.id, StudyRow.created).where(StudyRow.name == study)).first()
         if row is None:
             return []
-        life = re.sub(r"[^0-9A-Za-z]", "", row.created)
+        life = _life(row.created)
         start = after if after.life == life else Position(life=life)
         found = [*_measured(session, row.id, start.measured, limit), *_failed(session, row.id, start.failed, limit)]
     found.sort(key=lambda f: (f.at, f.id))
@@ -65,6 +65,21 @@ def events_after(engine: sa.Engine, study: str, after: Position, limit: int) -> 
         position = replace(position, measured=one.id) if one.name == "measured" else replace(position, failed=one.id)
         events.append(Event(position=position, name=one.name, at=one.at, data=one.data | {"at": one.at}))
     return events
+
+
+def last_position(engine: sa.Engine, study: str) -> Position:
+    """The position after everything that has happened in a study."""
+    with Session(engine) as session:
+        row = session.execute(sa.select(StudyRow.id, StudyRow.created).where(StudyRow.name == study)).first()
+        if row is None:
+            return Position()
+        measured = session.scalar(sa.select(sa.func.max(EvaluationRow.id)).where(EvaluationRow.study_id == row.id))
+        failed = session.scalar(sa.select(sa.func.max(FailureRow.id)).where(FailureRow.study_id == row.id))
+    return Position(life=_life(row.created), measured=measured or 0, failed=failed or 0)
+
+
+def _life(created: str) -> str:
+    return re.sub(r"[^0-9A-Za-z]", "", created)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

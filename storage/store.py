@@ -13,6 +13,7 @@ The contract that every backend keeps (one suite of tests runs on all of them):
 import json
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from sqlalchemy.orm import Session
 from storage import database
 from storage.access import Access
 from storage.errors import LeaseError, StoreError
-from storage.events import Event, Position, events_after
+from storage.events import Event, Position, events_after, last_position
 from storage.jobs import Jobs
 from storage.lease import LEASE_SECONDS, Holder
 from storage.records import Failed, Marks, Measured, Recipe, Score
@@ -78,6 +79,16 @@ class Summary:
     """Why its last driver ended otherwise than by finishing or pausing; empty where it did not."""
     ended: str
     """When that driver ended (UTC); empty where that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTally:
+    """What one worker (``node:pid``) has done for a study, and when it was last heard of (UTC)."""
+
+    worker: str
+    measured: int
+    failed: int
+    last: str
 
 
 class Store:
@@ -361,6 +372,39 @@ class Store:
     def events(self, name: str, after: Position, limit: int = 500) -> list[Event]:
         """What happened in a study after a position, oldest first; none where there is no such study."""
         return events_after(self._engine, name, after, limit)
+
+    def position(self, name: str) -> Position:
+        """The position after everything that has happened in a study so far."""
+        return last_position(self._engine, name)
+
+    def workers(self, name: str) -> list[WorkerTally]:
+        """Who has measured trials of a study, on any split, and who failed at one."""
+        study_id = self._study_id(name)
+        e, f = EvaluationRow, FailureRow
+        done = sa.select(e.worker, sa.func.count(), sa.func.max(e.created)).where(e.study_id == study_id)
+        broken = sa.select(f.worker, sa.func.count(), sa.func.max(f.created)).where(f.study_id == study_id)
+        with Session(self._engine) as session:
+            measured = {w: (n, at) for w, n, at in session.execute(done.group_by(e.worker))}
+            failed = {w: (n, at) for w, n, at in session.execute(broken.group_by(f.worker))}
+        nothing = (0, "")
+        return [
+            WorkerTally(
+                worker=w,
+                measured=measured.get(w, nothing)[0],
+                failed=failed.get(w, nothing)[0],
+                last=max(measured.get(w, nothing)[1], failed.get(w, nothing)[1]),
+            )
+            for w in sorted({*measured, *failed} - {""})
+        ]
+
+    def stage_seconds(self, name: str) -> dict[str, float]:
+        """Wall seconds that workers spent on a study's measurements, by stage."""
+        study_id = self._study_id(name)
+        total: Counter[str] = Counter()
+        with Session(self._engine) as session:
+            for seconds in session.scalars(sa.select(EvaluationRow.seconds).where(EvaluationRow.study_id == study_id)):
+                total.update(seconds)
+        return dict(total)
 
     def revision(self, name: str) -> str:
         """Changes whenever what :func:`optimizer.results.results` reads of a study does; raises StoreError."""

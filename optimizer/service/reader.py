@@ -5,12 +5,14 @@ Its functions are run by name in that process; what they take and return are pla
 
 import json
 import os
-from collections.abc import Callable
+from asyncio import wrap_future
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from optimizer.service.settings import Settings
@@ -33,15 +35,17 @@ class Aside:
         self._initial = (str(settings.roots[0]), niceness)
         self._pool = self._new()
 
-    def run(
-        self, function: Callable[_Parameters, _Result], *args: _Parameters.args, **kw: _Parameters.kwargs
+    async def run(
+        self, function: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
     ) -> _Result:
-        """The function's result; its exceptions are raised here. Once more where the process died before it began."""
+        """The function's result; its exceptions are raised here. Once more where the process died meanwhile."""
+        pool = self._pool
         try:
-            return self._pool.submit(function, *args, **kw).result()
+            return await wrap_future(pool.submit(function, *args, **kwargs))
         except BrokenProcessPool:
-            self._pool = self._new()
-            return self._pool.submit(function, *args, **kw).result()
+            if self._pool is pool:
+                self._pool = self._new()
+            return await wrap_future(self._pool.submit(function, *args, **kwargs))
 
     def close(self) -> None:
         """End the process; what it is at is not waited for."""
@@ -71,21 +75,39 @@ def _results(url: str, study: str, revision: str) -> Any:
     return results(_store(url), study)
 
 
-def front_json(url: str, study: str, revision: str) -> tuple[bytes, bytes]:
-    """What ``mergefront front STUDY --format json`` prints, and with ``--all``; UTF-8.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a study has found, as the service hands it out.
 
-    Args:
-        revision: the study's as it is now: the same is not worked out again.
+    ``front`` is what ``mergefront front STUDY --format json`` prints, ``rows`` the same with ``--all``; UTF-8.
     """
+
+    front: bytes
+    rows: bytes
+    hypervolume: float | None
+
+
+def reading(url: str, study: str, revision: str) -> Reading:
+    """Work out the front. ``revision`` is the study's as it is now: the same is not worked out again."""
+    from optimizer.report.growth import growth
+
     found = _results(url, study, revision)
-    return tuple(json.dumps([r.to_json() for r in rows], indent=2).encode() for rows in (found.front, found.rows))
+    values = growth(found).values
+    return Reading(front=_json(found.front), rows=_json(found.rows), hypervolume=values[-1] if values else None)
 
 
-def chosen(url: str, study: str, revision: str, pick: str) -> int:
-    """The trial that a pick expression chooses. Raises InputError."""
+def _json(rows: Sequence[Any]) -> bytes:
+    return (json.dumps([r.to_json() for r in rows], indent=2) + "\n").encode()
+
+
+def to_export(url: str, study: str, revision: str, trial: int | None, pick: str | None, out: str) -> int:
+    """The trial that shall be written to ``out``. Raises InputError where there is none such, or no room for it."""
     from optimizer.api import choose
+    from optimizer.export import check_target
 
-    return choose(_store(url), study, _results(url, study, revision), pick)
+    check_target(Path(out), overwrite=False)
+    found = _results(url, study, revision)
+    return choose(_store(url), study, found, pick) if pick is not None else int(found.row(trial).trial)
 
 
 def parsed(settings: Settings, text: str, is_json: bool) -> dict[str, Any]:

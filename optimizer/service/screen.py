@@ -1,8 +1,9 @@
-"""What a study that arrives over the network may name: paths below the roots, no code, no endpoint but those allowed."""
+"""What a study that arrives over the network may name: paths below the roots; code and judges where allowed."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from optimizer.service.settings import Settings
 from search_spaces.errors import InputError
@@ -65,8 +66,16 @@ def _refuse_judges(settings: Settings, document: Mapping[str, Any]) -> None:
     """A judge gets items, answers and a key from the environment: only where the operator of the service said so."""
     for suite in _suites(document):
         url = suite.get("url")
-        if url is not None and not any(str(url).startswith(allowed) for allowed in settings.judges):
+        if url is not None and not any(_begins(str(url), allowed) for allowed in settings.judges):
             raise InputError(f"a judge must be one of `mergefront serve --allow-judge URL`, but got {str(url)[:200]}.")
+
+
+def _begins(url: str, allowed: str) -> bool:
+    """Same scheme, host and port, and a path below; texts alone would take judge.evil.example for judge."""
+    asked, known = urlsplit(url), urlsplit(allowed)
+    below = f"{known.path.rstrip('/')}/"
+    same = (asked.scheme, asked.netloc) == (known.scheme, known.netloc)
+    return same and f"{asked.path}/".startswith(below) and ".." not in asked.path
 
 
 def _suites(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from storage.lease import Heartbeat, Holder
 
 _REPORT_SECONDS = 1.0
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("optimizer.service.work")  # this module runs as __main__
 
 
 def main() -> int:
