@@ -87,6 +87,10 @@ class Jobs:
         last = sa.select(sa.func.max(JobRow.id)).where(JobRow.kind != "export").group_by(JobRow.study)
         return {job.study: job for job in self._select(JobRow.id.in_(last))}
 
+    def exports(self, study: str) -> list[Job]:
+        """Those of a study that write a model, newest first."""
+        return self._select(JobRow.study == study, JobRow.kind == "export")[::-1]
+
     def claim(self, key: str, holder: Holder) -> Job | None:
         """Begin a waiting job as this process; None where it is not waiting any more."""
         free = (JobRow.key == key, JobRow.holder.is_(None), JobRow.ended.is_(None))

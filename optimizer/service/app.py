@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from optimizer.service import exports, problems, studies
+from optimizer.service import exports, pages, problems, studies
 from optimizer.service.desk import Desk, TheDesk
 from optimizer.service.gate import COOKIE, Gate, address_of
 from optimizer.service.metrics import StudyMetrics
@@ -59,6 +59,7 @@ def make_app(settings: Settings, store: Store) -> ASGIApp:
     problems.install(app)
     app.include_router(studies.router)
     app.include_router(exports.router)
+    app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=_HERE / "static"))
     gate = Gate(app, settings, store.access)
     _add_health(app)

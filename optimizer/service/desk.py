@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from optimizer.service.feed import Feeds
-from optimizer.service.fronts import Fronts
+from optimizer.service.fronts import Fronts, Known
 from optimizer.service.gate import address_of
 from optimizer.service.problems import Problem
 from optimizer.service.reader import Aside
@@ -48,6 +48,13 @@ class Desk:
         try:
             return await asyncio.to_thread(standing, self.store, study)
         except InputError as e:
+            raise Problem(404, str(e)) from e
+
+    async def known(self, study: str) -> Known:
+        """What a study has found; a Problem (404) where there is none, or nothing yet."""
+        try:
+            return await self.fronts.get(study)
+        except StoreError as e:
             raise Problem(404, str(e)) from e
 
     async def study_body(self, study: str) -> dict[str, Any]:

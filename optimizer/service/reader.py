@@ -100,6 +100,35 @@ def _json(rows: Sequence[Any]) -> bytes:
     return (json.dumps([r.to_json() for r in rows], indent=2) + "\n").encode()
 
 
+@lru_cache(_KEPT)
+def _findings(url: str, study: str, revision: str, pick: str | None) -> Any:
+    from optimizer.report.findings import findings
+
+    return findings(_store(url), study, pick=pick)
+
+
+@lru_cache(_KEPT)
+def report_html(url: str, study: str, revision: str, pick: str | None) -> str:
+    """What ``mergefront report`` writes. Raises InputError for a pick that is wrong or that nothing meets."""
+    from optimizer.report.page import page
+
+    return page(_findings(url, study, revision, pick))
+
+
+@lru_cache(_KEPT)
+def figures_html(url: str, study: str, revision: str) -> str:
+    """The front and the hypervolume's growth, as in the report, as a part of a page."""
+    from optimizer.report.figures import Figure, fronts, hypervolume_curve
+    from optimizer.report.growth import growth
+    from optimizer.report.page import shown
+    from optimizer.service.pages import environment
+
+    found = _findings(url, study, revision, None)
+    grown = growth(found.results)
+    drawn: list[Figure] = [*fronts(found), *([hypervolume_curve(grown)] if grown.trials else [])]
+    return environment().get_template("figure.html").render(figures=[shown(f) for f in drawn])
+
+
 def to_export(url: str, study: str, revision: str, trial: int | None, pick: str | None, out: str) -> int:
     """The trial that shall be written to ``out``. Raises InputError where there is none such, or no room for it."""
     from optimizer.api import choose

@@ -46,6 +46,13 @@ _FRONT: Responses = {
     200: {"content": {"application/json": {"schema": {"type": "array", "items": {"type": "object"}}}}},
     304: {"description": "It is what If-None-Match names."},
 }
+_HTML: Responses = {200: {"content": {"text/html": {}}}}
+_REPORT_POLICY = (
+    "sandbox allow-scripts allow-downloads; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The report brings its own script, which its own policy names by a digest; sandboxed it gets at nothing of ours."""
+
 _TEXT: Responses = {200: {"content": {"text/plain": {}}}}
 
 router = APIRouter(prefix="/v1", responses=_problems(401, 403, 422, 429, 503))
@@ -243,6 +250,22 @@ async def events(
     """Server-sent events: `measured`, `failed`, `state`. With Last-Event-ID everything since then; else from now on."""
     async for message in desk.feeds.follow(name, start):
         yield ServerSentEvent(raw_data=message.data, event=message.event, id=message.id)
+
+
+@router.get("/studies/{name}/report", response_class=Response, responses=_GONE | _HTML)
+async def report(
+    desk: TheDesk,
+    name: StudyName,
+    pick: Annotated[str | None, Query(min_length=1, max_length=1000, description="Which merge to put forward.")] = None,
+    download: Annotated[bool, Query(description="To be kept as a file.")] = False,
+) -> Response:
+    """The page that `mergefront report` writes."""
+    known = await desk.known(name)
+    html = await desk.reader.run(reader.report_html, desk.settings.storage, name, known.revision, pick)
+    headers = {"content-security-policy": _REPORT_POLICY}
+    if download:
+        headers["content-disposition"] = f'attachment; filename="{name}.html"'
+    return Response(html, media_type="text/html", headers=headers)
 
 
 @router.get("/studies/{name}/log", response_class=Response, responses=_GONE | _TEXT)
