@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,7 @@ def _add_health(app: FastAPI) -> None:
 
 
 def _add_session(app: FastAPI, gate: Gate) -> None:
-    refused: dict[int | str, dict[str, Any]] = {
-        code: {"model": problems.ProblemBody} for code in (401, 403, 413, 422, 429)
-    }
-
-    @app.post("/v1/session", status_code=204, response_class=Response, responses=refused)
+    @app.post("/v1/session", status_code=204, response_class=Response)
     async def sign_in(request: Request, asked: SessionAsked) -> Response:
         """Keep a token in a cookie, for the pages; scripts and other sites do not get at it."""
         await gate.known(address_of(request), asked.token)
@@ -122,7 +119,22 @@ def _describe(app: FastAPI) -> None:
             schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}, {}]
+            for item in schema["paths"].values():
+                for operation in item.values():
+                    _name_problems(operation["responses"])
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way of changing it
+
+
+def _name_problems(answers: dict[str, Any]) -> None:
+    """FastAPI takes every model for application/json; the gate's answers may come from anywhere."""
+    for code in (*_ANYWHERE, *(c for c in answers if c[0] in "45")):
+        answers[code] = {
+            "description": HTTPStatus(int(code)).phrase,
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}},
+        }
+
+
+_ANYWHERE = ("400", "401", "403", "413", "422", "429", "503")

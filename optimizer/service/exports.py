@@ -16,9 +16,7 @@ from storage.access import Answer
 from storage.errors import StoreError
 from storage.jobs import Job
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    code: {"model": ProblemBody} for code in (401, 403, 404, 409, 413, 422, 429, 503)
-}
+_RESPONSES: dict[int | str, dict[str, Any]] = {code: {"model": ProblemBody} for code in (404, 409)}
 
 router = APIRouter(prefix="/v1/studies/{name}/exports", responses=_RESPONSES)
 

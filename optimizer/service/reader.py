@@ -5,6 +5,8 @@ Its functions are run by name in that process; what they take and return are pla
 
 import json
 import os
+import signal
+import threading
 from asyncio import wrap_future
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from time import sleep
 from typing import Any, ParamSpec, TypeVar
 
 from optimizer.service.settings import Settings
@@ -49,7 +52,10 @@ class Aside:
 
     def close(self) -> None:
         """End the process; what it is at is not waited for."""
+        processes = list((self._pool._processes or {}).values())  # terminate_workers() comes with Python 3.14
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
 
     def _new(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=self._initial)
@@ -58,9 +64,18 @@ class Aside:
 def _begin(directory: str, niceness: int) -> None:
     import optuna
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service ends this process
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     os.chdir(directory)
     os.nice(niceness)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _end_with(service: int) -> None:
+    """A service that was killed tells nobody: its process must not stay behind."""
+    while os.getppid() == service:
+        sleep(1.0)
+    os._exit(1)
 
 
 @lru_cache(_KEPT)

@@ -1,8 +1,11 @@
 """``mergefront serve``: listen, until a signal."""
 
 import logging
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -38,7 +41,21 @@ def serve(settings: Settings) -> None:
             server_header=False,
             proxy_headers=False,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Ends well when it is told to: uvicorn's own raises the signal once more when everything is closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end it, the second at once."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _check_reach(settings: Settings, store: Store) -> None:

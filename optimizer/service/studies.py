@@ -41,7 +41,7 @@ def _problems(*codes: int) -> Responses:
 
 _GONE = _problems(404)
 _TAKEN = _problems(409)
-_WRONG = _problems(413, 415)
+_WRONG = _problems(415)
 _FRONT: Responses = {
     200: {"content": {"application/json": {"schema": {"type": "array", "items": {"type": "object"}}}}},
     304: {"description": "It is what If-None-Match names."},
@@ -55,7 +55,7 @@ _REPORT_POLICY = (
 
 _TEXT: Responses = {200: {"content": {"text/plain": {}}}}
 
-router = APIRouter(prefix="/v1", responses=_problems(401, 403, 422, 429, 503))
+router = APIRouter(prefix="/v1")
 
 _STUDY_FILE = {
     "requestBody": {

@@ -102,7 +102,8 @@
     const log = $(".log");
     const atEnd = !log || log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
     const top = log ? log.scrollTop : 0;
-    $("#live").outerHTML = await response.text();
+    const fragment = new DOMParser().parseFromString(await response.text(), "text/html");
+    for (const id of ["live", "table", "below"]) document.getElementById(id).replaceWith(fragment.getElementById(id));
     if (marked && $(`#trial-${marked.value}`)) $(`#trial-${marked.value}`).checked = true;
     if (focused && document.getElementById(focused)) document.getElementById(focused).focus({ preventScroll: true });
     const fresh = $(".log");
@@ -122,7 +123,18 @@
     }, 1000);
   }
 
+  // A mark of the figure is a pick too.
+  const pick = (event) => {
+    const mark = event.target.closest("#figure .mark");
+    const radio = mark && $(`#trial-${mark.dataset.trial}`);
+    if (radio) {
+      radio.checked = true;
+      radio.focus();
+    }
+  };
+
   if (study) {
+    $("#figure").addEventListener("click", pick);
     shownFor($("#live").dataset.state);
     drawn();
     const log = $(".log");

@@ -1,12 +1,21 @@
-"""The service in this process, on a real database with a study that a real worker measured."""
+"""The service in this process or in one of its own, on a real database with a study that a real worker measured."""
 
 import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import httpx2
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from optimizer import loop
@@ -21,7 +30,54 @@ from storage.store import Store
 from workers.pool import LocalPool
 from workers.worker import Worker
 
+MERGEFRONT = Path(sys.executable).parent / "mergefront"
 HOST = "http://127.0.0.1:8642"
+
+
+class Server:
+    """``mergefront serve`` on a free port; every call is its own connection."""
+
+    def __init__(self, root: Path, storage: str, *options: str) -> None:
+        command = [MERGEFRONT, "serve", "--port", "0", "--root", str(root), "--storage", storage, *options]
+        self.process = subprocess.Popen(
+            [*command, "--logs", str(root / "logs")],
+            cwd=root,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        found = re.search(r" on (http://\S+) ", line)
+        assert found, line + self.process.stderr.read()
+        self.url = found[1]
+
+    def get(self, path: str, **options: object) -> httpx2.Response:
+        return httpx2.get(f"{self.url}{path}", timeout=60, **options)  # type: ignore[arg-type]
+
+    def post(self, path: str, **options: object) -> httpx2.Response:
+        return httpx2.post(f"{self.url}{path}", timeout=120, **options)  # type: ignore[arg-type]
+
+    def stop(self) -> int:
+        """As a person stops it; returns its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Starts services; whatever still runs at the end is stopped."""
+    with ExitStack() as stack:
+        yield lambda root, storage, *options: stack.enter_context(Server(root, storage, *options))
 
 
 @pytest.fixture
@@ -77,6 +133,19 @@ def serve(store: Store, settings: Settings, shared: None) -> Iterator[Callable[.
     yield make
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def address(store: Store, settings: Settings, shared: None) -> Iterator[str]:
+    """Of a service in a thread of this process, for whoever needs a real connection: a browser, a listener."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(make_app(settings, store), log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture
