@@ -287,8 +287,19 @@ def _serve(options: argparse.Namespace) -> int:
         allow_code=options.allow_code,
         judges=tuple(options.allow_judge),
     )
+    if options.first_token:
+        _first_token(settings.storage)
     serve(settings)
     return 0
+
+
+def _first_token(storage: str) -> None:
+    from optimizer.database import open_store
+
+    with open_store(storage, create=True) as store:
+        if not store.access.any_token():
+            token = store.access.create("first", "operator")
+            print(f"mergefront: the first operator's token, shown this once: {token}", file=sys.stderr, flush=True)
 
 
 def _token(options: argparse.Namespace) -> int:
@@ -423,6 +434,9 @@ def _add_serve(
         action="append",
         default=[],
         help="studies may ask judges whose URL begins like this; again for more",
+    )
+    serve.add_argument(
+        "--first-token", action="store_true", help="where there is no token yet, make an operator's and print it once"
     )
     serve.set_defaults(command=_serve)
     token = commands.add_parser("token", help="who may use the service")
