@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _PUBLIC = frozenset({"/healthz", "/readyz", "/login", "/v1/session"})
 _READS = frozenset({"GET", "HEAD"})
+_LOOK_SECONDS = 1.0
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _HEADERS = {
@@ -50,6 +51,8 @@ class Gate:
         self._settings = settings
         self._access = access
         self._failures = Failures()
+        self._tokens = False
+        self._looked = -_LOOK_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is refused, pass on what is not."""
@@ -74,7 +77,7 @@ class Gate:
 
     async def _admitted(self, request: Request) -> Caller | None:
         """Who asks; None on a public path. Raises Problem for what must not pass."""
-        unlocked = self._settings.loopback and not await run_in_threadpool(self._access.any_token)
+        unlocked = self._settings.loopback and not await self._closed()
         if unlocked:
             _check_host(request)
         if request.method not in _READS:
@@ -87,6 +90,13 @@ class Gate:
         if request.method not in _READS and caller.role != "operator":
             raise Problem(403, f"changes take the role operator, but {caller.name} is a {caller.role}.")
         return caller
+
+    async def _closed(self) -> bool:
+        """Whether there are tokens. Once there are it stays closed; before, it is looked up once a second."""
+        if not self._tokens and monotonic() - self._looked > _LOOK_SECONDS:
+            self._tokens = await run_in_threadpool(self._access.any_token)
+            self._looked = monotonic()
+        return self._tokens
 
     async def _authenticated(self, request: Request) -> Caller:
         token = _token(request)
