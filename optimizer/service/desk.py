@@ -16,7 +16,7 @@ from optimizer.service.problems import Problem
 from optimizer.service.reader import Aside
 from optimizer.service.runner import Runner
 from optimizer.service.settings import Settings
-from optimizer.standing import Standing, standing
+from optimizer.states import Standing, standing
 from search_spaces.errors import InputError
 from storage.access import Answer, Caller, RequestInUse
 from storage.errors import StoreError

@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from optimizer.service.fronts import Fronts
-from optimizer.standing import STATES, Standing, standings
+from optimizer.states import STATES, Standing, standings
 from storage.store import Store
 
 

@@ -17,7 +17,7 @@ from optimizer.service.exports import export_body
 from optimizer.service.gate import ANYBODY
 from optimizer.service.problems import Problem
 from optimizer.service.shapes import StudyName
-from optimizer.standing import standings
+from optimizer.states import standings
 from search_spaces.methods import METHODS
 from storage.errors import StoreError
 

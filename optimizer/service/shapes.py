@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from optimizer.standing import State
+from optimizer.states import State
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 StudyName = Annotated[str, Path(pattern=NAME, description="The study's name.")]

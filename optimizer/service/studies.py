@@ -22,7 +22,7 @@ from optimizer.service.shapes import (
     SummaryBody,
     TrialBody,
 )
-from optimizer.standing import Standing, State, standings
+from optimizer.states import Standing, State, standings
 from search_spaces.errors import InputError
 from storage.access import Answer
 from storage.errors import StoreError

@@ -8,7 +8,7 @@ import pytest
 from optimizer import loop
 from optimizer.driver import holding
 from optimizer.spec import Spec, load_spec
-from optimizer.standing import Standing, standing, standings
+from optimizer.states import Standing, standing, standings
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from storage.jobs import PAUSED
