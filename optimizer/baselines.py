@@ -16,7 +16,8 @@ class Baseline:
 
 
 def starting_points(spec: Spec) -> list[Baseline]:
-    """Uniform, every corner, the base, every reference, Model Stock, then the points from the study file.
+    """Uniform, every corner, the base, every reference, Model Stock, weights by the numbers of examples where every
+    checkpoint has one, then the points from the study file.
 
     For task-vector methods a corner is that checkpoint's task vector at scale 1, uniform every one at 1/k.
     """
@@ -26,13 +27,26 @@ def starting_points(spec: Spec) -> list[Baseline]:
     corners = [Baseline(name=name, recipe=space.blend({name: 1.0})) for name in names]
     outside = [Baseline(name=name, recipe=only(name)) for name in [BASE, *(r.name for r in spec.references)]]
     own = [Baseline(name=None, recipe=space.blend(_scaled(spec, weights))) for weights in spec.search.start_from]
-    return [uniform, *corners, *outside, *_model_stock(names), *own]
+    return [uniform, *corners, *outside, *_model_stock(names), *_by_examples(spec), *own]
 
 
 def _model_stock(names: list[str]) -> list[Baseline]:
     """Model Stock has no weights: nothing to search, something to beat."""
     recipe = Recipe(method=MODEL_STOCK, weights=dict.fromkeys(names, (1 / len(names),)))
     return [Baseline(name=MODEL_STOCK, recipe=recipe)] if len(names) > 1 else []
+
+
+def _by_examples(spec: Spec) -> list[Baseline]:
+    """A free guess: weights in proportion to what each checkpoint was trained on. For task vectors the largest set has
+    scale 1, after omega = |D| / |G| of Morrison et al. 2024 (arXiv:2410.12937).
+    """
+    counts = {c.name: float(c.examples) for c in spec.checkpoints if c.examples is not None}
+    if len(counts) < len(spec.checkpoints):
+        return []
+    low, high = spec.search_space.scale
+    shares = {name: min(max(count / max(counts.values()), low), high) for name, count in counts.items()}
+    simplex = spec.search_space.methods[0] in SIMPLEX_METHODS
+    return [Baseline(name=None, recipe=spec.space.blend(_scaled(spec, counts) if simplex else shares))]
 
 
 def _scaled(spec: Spec, weights: dict[str, float]) -> dict[str, float]:

@@ -63,7 +63,7 @@ class Gap:
 
 def against(outcomes: Outcomes, picks: Sequence[int], rivals: Mapping[str, int]) -> tuple[Claim, ...]:
     """Every pick against every rival (name to trial) on every objective: one family of claims."""
-    return _family(
+    return family(
         outcomes,
         [(p, o, n, r) for p in picks for o in outcomes.spec.objectives for n, r in rivals.items() if p != r],
     )
@@ -81,7 +81,7 @@ def watched(
     for objective in [o for o in outcomes.spec.objectives if o.role == "watch"]:
         best = _best(objective, rivals, chosen_on)
         pairs += [(p, objective, name, rivals[name]) for p in picks for name in best if rivals[name] != p]
-    return _family(outcomes, pairs)
+    return family(outcomes, pairs)
 
 
 def neighbours(
@@ -163,7 +163,8 @@ def loss_text(claim: Claim) -> str:
     )
 
 
-def _family(outcomes: Outcomes, pairs: Sequence[tuple[int, ObjectiveSpec, str, int]]) -> tuple[Claim, ...]:
+def family(outcomes: Outcomes, pairs: Sequence[tuple[int, ObjectiveSpec, str, int]]) -> tuple[Claim, ...]:
+    """Trial against trial, (trial, objective, rival's name, rival's trial) each: one family of claims (Holm)."""
     found = [outcomes.difference(objective, pick, rival) for pick, objective, _, rival in pairs]
     return tuple(
         Claim(trial=pick, objective=objective, rival=name, difference=difference, p=p)

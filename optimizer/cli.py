@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from optimizer import logs
 from optimizer.endings import ending_of
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
+    from optimizer.results import Results, Row
     from optimizer.validate import Validation
     from optimizer.views import Views
     from storage.access import Token
@@ -75,6 +76,15 @@ def _check(options: argparse.Namespace) -> int:
         report = api.check(options.spec, watcher=watcher)
     print_report(report)
     return 2 if report.problems else 0
+
+
+def _verify_swap(options: argparse.Namespace) -> int:
+    from optimizer import api
+
+    proof = api.verify_swap(options.spec)
+    print(f"swapped, against a fresh engine: largest difference {proof.swapped:.3g} in {proof.answers} log-likelihoods")
+    print(f"swapped back, against before: largest difference {proof.back:.3g}")
+    return _say(proof.problem, 1) if proof.problem else 0
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -158,13 +168,14 @@ def _studies_table(found: "Sequence[Summary]") -> object:
 
 def _front(options: argparse.Namespace) -> int:
     if options.format == "table":
-        _show_front(options.study, options.storage, everything=options.all, shown=options)
+        _show_front(options.study, options.storage, options)
         return 0
     from optimizer import api
     from optimizer.results import to_csv
 
     found = api.front(options.study, storage=options.storage)
-    rows = found.rows if options.all else found.front
+    rows = _shown_rows(found, options)
+    _say_standings(options.study, options.storage, sys.stderr, found)
     if options.format == "csv":
         print(to_csv(rows), end="")
         return 0
@@ -183,11 +194,13 @@ def _validate(options: argparse.Namespace) -> int:
     for text in found.warnings:
         print(f"warning: {text}", file=sys.stderr)
     if options.format == "json":
-        document = found.to_json()
+        standings = api.standings(options.study, storage=options.storage)
+        document = found.to_json() | {"standings": [s.to_json() for s in standings]}
         document["finalists"] = [f | more.to_json(f["trial"]) for f in document["finalists"]]
         print(json.dumps(document, indent=2))
         return 0
     _show_validation(options, found, more)
+    _say_standings(options.study, options.storage, sys.stdout)
     return 0
 
 
@@ -261,6 +274,7 @@ def _export(options: argparse.Namespace) -> int:
         trial=options.trial,
         pick=options.pick,
         whole_front=options.front,
+        slider=options.slider,
         overwrite=options.overwrite,
         storage=options.storage,
     )
@@ -345,31 +359,69 @@ def _restore(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show_front(
-    study: str, storage: str | None, *, everything: bool = False, shown: argparse.Namespace | None = None
-) -> None:
+def _say_standings(study: str, storage: str | None, file: TextIO, found: "Results | None" = None) -> None:
+    """Whether the search beat what one would try anyway; always said."""
+    from optimizer import api
+    from optimizer.standing import standings_text
+
+    print("\n".join(standings_text(api.standings(study, found=found, storage=storage))), file=file)
+
+
+def _shown_rows(found: "Results", options: argparse.Namespace) -> "Sequence[Row]":
+    """The rows that the options ask for, without the baselines that a table shows beside them."""
+    if options.all:
+        return found.rows
+    if options.knee:
+        return [found.knee] if found.knee is not None else []
+    return found.front
+
+
+def _show_front(study: str, storage: str | None, options: argparse.Namespace | None = None) -> None:
     from optimizer import api
     from optimizer.tables import front_table
 
     found = api.front(study, storage=storage)
     if found.fallback:
         print(f"The front is by {found.fallback}.", file=sys.stderr)
+    for name in found.constant:
+        print(f"{name} has told no merge from another: every trial scored the same.", file=sys.stderr)
+    rows = found.front if options is None else _shown_rows(found, options)
     on_front = {r.trial for r in found.front}
     others = [r for r in found.baselines if r.trial not in on_front]
-    if everything:
-        show(front_table(found, found.rows, f"Every measured trial of {study}"))
+    if options is not None and options.all:
+        others = []
+        show(front_table(found, rows, f"Every measured trial of {study}"))
     else:
         if not found.front:
             print(f"No trial of {study} meets the constraints; --all shows every trial.", file=sys.stderr)
-        show(front_table(found, found.front, f"Front of {study}"))
+        if found.nearest:
+            show(front_table(found, found.nearest, "None meets the constraints; these break them least"))
+        knee = options is not None and options.knee
+        show(front_table(found, rows, f"{'Knee of the front' if knee else 'Front'} of {study}"))
         show(front_table(found, others, "Baselines"))
-    if shown is not None:
-        rows = found.rows if everything else [*found.front, *others]
-        for table in _views(shown, "search", [r.trial for r in rows]).tables():
+    if options is not None:
+        if options.plot:
+            _plot_front(study, storage)
+        for table in _views(options, "search", [r.trial for r in [*rows, *others]]).tables():
             show(table)
-    noise = api.repeat_noise(study, storage=storage)
-    if noise:
-        print(noise)
+    _say_standings(study, storage, sys.stdout, found)
+    notes = [api.early_end(study, storage=storage), api.repeat_noise(study, storage=storage)]
+    if any(notes):
+        print("\n".join(filter(None, notes)))
+
+
+def _plot_front(study: str, storage: str | None) -> None:
+    """Every plane of the front in characters."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from optimizer import api
+    from optimizer.terminal_plot import plot
+
+    console = Console()
+    width = min(console.width, 110) if console.is_terminal else 110
+    for figure in api.figures(study, storage=storage):
+        show(Text.assemble(figure.title, "\n", plot(figure, width=width, height=26), "\n"))
 
 
 def print_report(report: object) -> None:
@@ -469,6 +521,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("spec", metavar="SPEC")
     check.set_defaults(command=_check)
 
+    verify = commands.add_parser("verify-swap", help="does a live engine give what a fresh one gives")
+    verify.add_argument("spec", metavar="SPEC", help="a study file")
+    verify.set_defaults(command=_verify_swap)
+
     launch = commands.add_parser("launch", parents=[storage], help="start a study from its file")
     launch.add_argument("spec", metavar="SPEC")
     launch.add_argument("--trials", type=int, metavar="N")
@@ -491,7 +547,10 @@ def _parser() -> argparse.ArgumentParser:
     front = commands.add_parser("front", parents=[storage], help="the best merges found, and the baselines")
     front.add_argument("study", metavar="STUDY")
     front.add_argument("--format", choices=["table", "json", "csv"], default="table")
-    front.add_argument("--all", action="store_true", help="every measured trial, not only the front")
+    shown = front.add_mutually_exclusive_group()
+    shown.add_argument("--all", action="store_true", help="every measured trial, not only the front")
+    shown.add_argument("--knee", action="store_true", help="only the merge where the front bulges most")
+    front.add_argument("--plot", action="store_true", help="draw it in the terminal too")
     front.set_defaults(command=_front)
 
     validate = commands.add_parser("validate", parents=[storage], help="measure finalists on fresh items")
@@ -530,8 +589,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("study", metavar="STUDY")
     which = export.add_mutually_exclusive_group(required=True)
     which.add_argument("--trial", type=int, metavar="N")
-    which.add_argument("--pick", metavar="EXPR", help="such as 'max general where safety >= 0.95'")
+    which.add_argument("--pick", metavar="EXPR", help="'max general where safety >= 0.95', or 'knee'")
     which.add_argument("--front", action="store_true", help="every trial on the front, a directory each")
+    which.add_argument("--slider", type=int, metavar="N", help="N merges spread evenly along the front")
     export.add_argument("--out", required=True, metavar="DIR")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     export.set_defaults(command=_export)

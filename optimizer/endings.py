@@ -41,6 +41,7 @@ def _run_errors() -> tuple[type[Exception], ...]:
     from optimizer.patience import DatabaseGone
     from storage.errors import LeaseError
     from storage.files import NoRoom
+    from workers.errors import EngineDied
     from workers.pool import PoolError
 
-    return (StudyFailed, ExportError, PoolError, DatabaseGone, LeaseError, NoRoom, SQLAlchemyError, OSError)
+    return (StudyFailed, ExportError, PoolError, EngineDied, DatabaseGone, LeaseError, NoRoom, SQLAlchemyError, OSError)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor
 from optimizer.card import model_card
 from optimizer.family import Progress
 from optimizer.mergekit import mergekit_yaml
+from optimizer.results import Row
 from optimizer.spec import BASE, Spec, from_document
 from optimizer.study import versions
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe, digest_of
 from storage.checkpoints import Checkpoint, tensor_digest
-from storage.files import NoRoom, require_room, whole_directory
+from storage.files import NoRoom, require_room, whole_directory, whole_file
 from storage.model_directory import read_json
 from storage.records import SPLITS, Measured
 from storage.store import Store, StudyRecord
@@ -27,6 +28,9 @@ from workers.transformers_engine import empty_weights
 _SHARD_BYTES = 5 * 10**9
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 MANIFEST = "merge_recipe.json"
+FRONT = "front.json"
+"""Beside several exports: which they are, best first by the first objective."""
+
 _OWN = ("model.safetensors.index.json", MANIFEST, "adapter_config.json")
 _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
 _ROOM = 4 << 20
@@ -64,8 +68,8 @@ def export_trial(
     require_room(out, sum(t.nbytes for t in like.values()) + sum(p.stat().st_size for p in _copied(base)) + _ROOM)
     try:
         with whole_directory(out, replace=overwrite) as staging:
-            _copy_config(base, staging, spec.workers.dtype)
-            digests = _write_weights(spec, measured.recipe, checkpoints, like, staging, progress)
+            merger = Merger({n: c.tensors for n, c in checkpoints.items()}, BASE, seed=spec.search.seed)
+            digests = write_model(merger, measured.recipe, like, base, staging, progress)
             progress("verifying", 0, 1)
             _verify(staging, digests, measured)
             _describe(store, record, spec, measured, checkpoints, digests, staging)
@@ -73,6 +77,23 @@ def export_trial(
         raise ExportError(str(e)) from e
     store.add_export(name, number, str(out.absolute()), measured.digest)
     return out
+
+
+def export_several(store: Store, name: str, rows: Sequence[Row], out: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write some trials' merges below ``out``, a directory each, and last of all a list of them in their order.
+
+    Raises: as of :func:`export_trial`, and InputError where ``out`` exists unless it is to be overwritten.
+    """
+    if out.exists() and not overwrite:
+        raise InputError(f"the directory to write must not exist, but {out} does.")
+    directories = {row.trial: out / f"trial-{row.trial}" for row in rows}
+    for directory in directories.values():
+        check_target(directory, overwrite=overwrite)
+    written = [export_trial(store, name, n, d, overwrite=overwrite) for n, d in directories.items()]
+    listed = [row.to_json() | {"directory": directories[row.trial].name} for row in rows]
+    with whole_file(out / FRONT) as file:
+        file.write(json.dumps({"study": name, "merges": listed}, indent=2).encode() + b"\n")
+    return written
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
@@ -118,16 +139,28 @@ def _opened(spec: Spec, recipe: Recipe, fingerprints: Mapping[str, str]) -> dict
     return opened
 
 
-def _write_weights(
-    spec: Spec,
+def write_model(
+    merger: Merger,
     recipe: Recipe,
-    checkpoints: Mapping[str, Checkpoint],
     like: Mapping[str, Tensor],
+    base: Checkpoint,
     directory: Path,
-    progress: Progress,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> dict[str, str]:
+    """Config, tokenizer and weights of a merge; returns the digest of every tensor.
+
+    Args:
+        like: names, shapes and types of the weights, floats of one type. base: gives everything that is no weight.
+    """
+    dtype = next(t.dtype for t in like.values() if t.is_floating_point())
+    _copy_config(base, directory, str(dtype).removeprefix("torch."))
+    return _write_weights(merger, recipe, like, directory, progress)
+
+
+def _write_weights(
+    merger: Merger, recipe: Recipe, like: Mapping[str, Tensor], directory: Path, progress: Progress
 ) -> dict[str, str]:
     """Shards with their index; a tensor or two in memory at a time. Returns the digest of every tensor."""
-    merger = Merger({name: c.tensors for name, c in checkpoints.items()}, BASE, seed=spec.search.seed)
     count = sum(1 for _ in _shards(like))
     digests: dict[str, str] = {}
     places: dict[str, str] = {}

@@ -25,6 +25,8 @@ ENOUGH_TRIALS = 8
 """Fewest trials in the search space that a model is asked about; below it raw means decide."""
 
 _DRAWS = 256
+_SAME_PLACE = 0.03
+"""Distance, in the front's own range, below which two points count as equally near to each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,8 @@ def posterior(study: Study) -> Posterior:
     Trials outside the space (baselines) and trials far behind the front of a very long study keep their raw means and
     standard errors. The order of the trials changes nothing, nor does a second call. Objectives are modelled as
     independent of one another. Trials with values that are not finite are left out. A trial that a race stopped early
-    (user attribute ``stopped``) informs the model, with the error of its few items, and is never on the front.
+    (user attribute ``stopped``) informs the model, with the error of its few items, and is never on the front; nor is a
+    second look at an earlier trial (user attribute ``again``, its number).
     """
     return posterior_of(fit(study))
 
@@ -81,7 +84,7 @@ def posterior_of(found: Fit) -> Posterior:
 class Fit:
     """A study's COMPLETE trials, the model of them and the rows that it is of; else the reason why there is none.
 
-    ``signs`` is ``(m,)``, 1 for an objective to maximise; ``whole`` ``(n,)``, which trials answered all their items.
+    ``signs`` is ``(m,)``, 1 for an objective to maximise; ``whole`` ``(n,)``, which trials may be on the front.
     """
 
     data: Data
@@ -96,8 +99,9 @@ def fit(study: Study) -> Fit:
     """Fit the model of a study, or say why raw means have to do."""
     data = data_of(study)
     model, rows, reason = _model(study, data)
-    stopped = {t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get("stopped")}
-    whole = np.array([number not in stopped for number in data.numbers], dtype=bool)
+    trials = study.get_trials(deepcopy=False)
+    part = {t.number for t in trials if t.user_attrs.get("stopped") or "again" in t.user_attrs}
+    whole = np.array([number not in part for number in data.numbers], dtype=bool)
     return Fit(data=data, model=model, rows=rows, signs=signs(study), whole=whole, reason=reason)
 
 
@@ -249,6 +253,44 @@ def knee(values: Array, directions: Sequence[StudyDirection]) -> int:
     turned = _turned(values, directions)
     span = np.ptp(turned, axis=0)
     return int(np.argmax(((turned - turned.min(axis=0)) / np.where(span > 0.0, span, 1.0)).sum(axis=1)))
+
+
+def spread(values: Array, directions: Sequence[StudyDirection], count: int) -> list[int]:
+    """``count`` rows of the front ``(n, m)``, as far from one another as can be, best first by the first objective.
+
+    Objectives are scaled to the front's own range. The rows are those that would push one another away the least, by
+    the fourth power of their distance (Hardin and Saff 2004); found by adding the farthest row, then by swaps.
+
+    Raises:
+        ValueError: there are not as many rows.
+    """
+    if not 1 <= count <= len(values):
+        raise ValueError(f"from 1 to all {len(values)} points can be spread, but got {count}.")
+    turned = _turned(values, directions)
+    span = np.ptp(turned, axis=0)
+    scaled = (turned - turned.min(axis=0)) / np.where(span > 0.0, span, 1.0)
+    apart = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
+    chosen = [int(np.argmax(turned[:, 0]))]
+    while len(chosen) < count:
+        far = apart[:, chosen].min(axis=1)
+        far[chosen] = -1.0
+        chosen.append(int(np.argmax(far)))
+    push = np.where(np.eye(len(apart)) > 0, 0.0, 1.0 / np.maximum(apart, _SAME_PLACE) ** 4)
+    while (better := _swapped(push, chosen)) is not None:
+        chosen = better
+    return sorted(chosen, key=lambda i: (-turned[i, 0], i))
+
+
+def _swapped(push: Array, chosen: Sequence[int]) -> list[int] | None:
+    """The best exchange of one chosen row for another; None where none spreads them further."""
+    felt = push[:, chosen].sum(axis=1)
+    # What a row would feel in the place of a chosen one, less what that one feels.
+    gain = felt[chosen][:, None] - (felt[None, :] - push[chosen])
+    gain[:, chosen] = -np.inf
+    place, other = (int(i) for i in np.unravel_index(int(np.argmax(gain)), gain.shape))
+    if gain[place, other] <= 1e-6 * felt[chosen].sum():
+        return None
+    return [*chosen[:place], other, *chosen[place + 1 :]]
 
 
 def _turned(values: Array, directions: Sequence[StudyDirection]) -> Array:

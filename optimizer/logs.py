@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
@@ -25,7 +26,7 @@ def set_up(*, file: Path, as_json: bool) -> None:
     The file is made when there is something to write. Other libraries' warnings go the same way.
     """
     kept = RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT, delay=True, encoding="utf-8")
-    shown = logging.StreamHandler(sys.stderr)
+    shown = _Stderr()
     shown.setLevel(logging.INFO if as_json else logging.WARNING)
     kept.setFormatter(_json() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(place)s%(message)s"))
     shown.setFormatter(_json() if as_json else _Brief("%(levelname)s %(place)s%(message)s"))
@@ -45,6 +46,18 @@ def set_up(*, file: Path, as_json: bool) -> None:
 def default_file() -> str:
     """``MERGEFRONT_LOG``, else ``mergefront.log`` in the working directory."""
     return os.environ.get("MERGEFRONT_LOG") or "mergefront.log"
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Whatever stderr is when a line is written: a live view puts itself between, so that lines appear above it."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """It is always stderr."""
 
 
 class _Unexpected:

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from optimizer.spec import BASE, Spec
+from search_spaces.errors import InputError
 from search_spaces.methods import CATALOGUE
 from storage.checkpoints import Checkpoint
 from workers.placement import place
+from workers.transformers_engine import empty_weights
+from workers.vllm_plan import Cache, Needs, plan_gpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,8 @@ class _Sizes:
 def memory_of(spec: Spec, checkpoints: Mapping[str, Checkpoint], *, device: str, workers: int) -> Memory:
     """Look at a family on this machine; ``device`` is ``cpu`` or ``cuda``, where each worker has a GPU of its own."""
     sizes = _sizes(spec, checkpoints)
+    if spec.workers.engine == "vllm" and (device == "cpu" or torch.cuda.is_available()):
+        return _on_vllm(spec, checkpoints, sizes, device, workers)
     if device == "cuda" and not torch.cuda.is_available():
         return Memory(
             fact=f"live model {size_of(sizes.model)}, checkpoints {size_of(sizes.sources)}; there is no GPU here to "
@@ -96,6 +102,32 @@ def _on_gpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
         f"it and are streamed from the host, up to {size_of(sizes.read)} a trial{_with_ranks(sizes)}",
         problem=_too_little(found.needed, free) or _too_little(kept, sizes.host),
         warnings=(*_reselecting(spec), *_from_disk(sizes, sizes.host - kept)),
+    )
+
+
+def _on_vllm(spec: Spec, checkpoints: Mapping[str, Checkpoint], sizes: _Sizes, device: str, workers: int) -> Memory:
+    base, processes = checkpoints[BASE], spec.workers.tensor_parallel
+    config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=base.trust_remote_code)
+    cache = Cache.of(config, dtype=spec.workers.dtype, processes=processes, longest=spec.workers.max_model_len)
+    if device == "cpu":
+        kept = cache.on_host * processes
+        needed = (sizes.model + sizes.ranks + kept) * workers
+        fact = (
+            f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes)}, {size_of(kept)} for "
+            f"keys and values; checkpoints {size_of(sizes.sources)} mapped once; available {size_of(sizes.host)}"
+        )
+        return Memory(fact=fact, problem=_too_little(needed, sizes.host))
+    like = empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code)
+    needs = Needs.of(like, cache, sources=sizes.sources, processes=processes)
+    free, total = torch.cuda.mem_get_info()
+    try:
+        plan = plan_gpu(needs, total=total, free=free)
+    except InputError as e:
+        return Memory(fact=f"{size_of(free)} free on a GPU", problem=str(e))
+    where = "resident" if plan.resident else "streamed from the host"
+    return Memory(
+        fact=f"{plan.utilization:.0%} of each GPU for vLLM: {size_of(needs.model)} of the model, keys and values; "
+        f"checkpoints {size_of(sizes.sources)} {where}"
     )
 
 

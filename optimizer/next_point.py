@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +18,26 @@ _DIRECTIONS = 32
 _ROUNDS = 6
 
 
-def propose(model: Surrogate, pending: Array, rng: np.random.Generator) -> Array:
-    """Features ``(d,)`` of the point with the largest expected gain in hypervolume, noise and pending points included.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A point to measure next, and what it promises as shares of the present hypervolume.
+
+    Attributes:
+        features: ``(d,)``. gain: expected of measuring it. noise: standard error of the present hypervolume.
+        worth: what the front by posterior mean is expected to gain once the point is measured. again: the trial that
+            would be worth the most if it were measured once more with as many items, worth_again: how much.
+    """
+
+    features: Array
+    gain: float
+    noise: float
+    worth: float
+    again: int | None
+    worth_again: float
+
+
+def propose(model: Surrogate, pending: Array, rng: np.random.Generator, once: Container[int] = frozenset()) -> Proposal:
+    """The point with the largest expected gain in hypervolume, noise and pending points included.
 
     Noisy expected hypervolume improvement (Daulton et al. 2021, arXiv:2105.08195): the front that a new point must
     beat is drawn from the posterior, never taken from the measurements. The hypervolume itself is an average over
@@ -26,6 +46,7 @@ def propose(model: Surrogate, pending: Array, rng: np.random.Generator) -> Array
 
     Args:
         model: the fitted model. pending: features ``(p, d)`` of trials in flight. rng: all chance comes from it.
+        once: numbers of trials that cannot be measured again.
     """
     gain = _Gain(model, torch.from_numpy(pending), rng)
     front = gain.front()
@@ -37,10 +58,9 @@ def propose(model: Surrogate, pending: Array, rng: np.random.Generator) -> Array
         pool = np.concatenate([pool[best], children])
         scores = np.concatenate([scores[best], gain(children)])
     known = np.concatenate([model.features.numpy(), pending])
-    for i in np.argsort(-scores):
-        if np.abs(known - pool[i]).max(axis=1).min() > 1e-3:
-            return np.asarray(pool[i])
-    return np.asarray(random_features(model.space, 1, rng)[0])
+    ranked = (int(i) for i in np.argsort(-scores) if np.abs(known - pool[i]).max(axis=1).min() > 1e-3)
+    chosen = next((pool[i] for i in ranked), random_features(model.space, 1, rng)[0])
+    return gain.proposal(np.asarray(chosen), once)
 
 
 class _Gain:
@@ -71,6 +91,40 @@ class _Gain:
         gain = self._utility(draws) - self._best.unsqueeze(-1)
         # The tiny slope below zero orders points none of whose draws improves anything.
         return torch.where(gain > 0.0, gain, 1e-6 * gain).mean(dim=(0, 1)).numpy()
+
+    def proposal(self, features: Array, once: Container[int]) -> Proposal:
+        """What is to be said of a point beside its features."""
+        volume = self._best.mean(dim=1)
+        level = max(float(volume.mean()), 1e-12)
+        worth, others = self._worth(torch.from_numpy(features))
+        numbers = [self._model.numbers[i] for i in self._kept.tolist()]
+        able = {n: w for n, w in zip(numbers, others, strict=True) if n not in once}
+        again = max(able, key=lambda n: (able[n], -n), default=None)
+        return Proposal(
+            features=features,
+            gain=max(float(self(features[None])[0]), 0.0) / level,
+            noise=float(volume.std()) / level,
+            worth=worth / level,
+            again=again,
+            worth_again=0.0 if again is None else able[again] / level,
+        )
+
+    def _worth(self, point: torch.Tensor) -> tuple[float, list[float]]:
+        """What the front by posterior mean gains by measuring a new point, and by each point near the front once more.
+
+        This is the knowledge gradient (Frazier, Powell and Dayanik 2009), by draws of the one outcome that is unknown.
+        """
+        mean, covariance = self._model.posterior(torch.cat([self._model.features[self._kept], point[None]]))
+        noise = torch.cat([self._model.noise[:, self._kept], self._model.noise.median(dim=1).values[:, None]], dim=1)
+        spread = (covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0) + noise).sqrt()
+        steps = covariance / spread[:, None, :]
+        now = float(self._utility(mean[None, :, :-1]).amax(-1).mean())
+        draws = self._normal.unsqueeze(-1)
+        # Draws and their mirror images: what a draw adds by chance alone its image takes away.
+        both = torch.cat([draws, -draws])
+        moved = [self._utility(mean + both * steps[:, :, j]) for j in range(mean.shape[1])]
+        known = [float(utility[..., :-1].amax(-1).mean()) - now for utility in moved[:-1]]
+        return float(moved[-1].amax(-1).mean()) - now, known
 
     def _utility(self, outcomes: torch.Tensor) -> torch.Tensor:
         """``(s, o, n)`` to ``(s, directions, n)``; where a constraint is broken, minus a little of the excess."""

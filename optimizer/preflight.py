@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from optimizer.baselines import starting_points
+from optimizer.engine_checks import engine_problems, length_problems
 from optimizer.family import (
     Progress,
     Vectors,
@@ -54,7 +55,8 @@ def check(spec: Spec, *, timed: bool, progress: Progress) -> Report:
     checkpoints, problems = _open(spec)
     if problems:
         return Report(problems=tuple(problems), warnings=())
-    problems = [*differences(spec, checkpoints), *_suite_problems(spec, checkpoints)]
+    problems = [*engine_problems(spec, checkpoints), *differences(spec, checkpoints)]
+    problems += _suite_problems(spec, checkpoints)
     if problems:
         return Report(problems=tuple(problems), warnings=())
     vectors, not_finite = task_vectors(spec, checkpoints, progress)
@@ -83,13 +85,17 @@ def check(spec: Spec, *, timed: bool, progress: Progress) -> Report:
 
 
 def worker_count(spec: Spec) -> int:
-    """How many workers a study starts on one machine: as told, else one a GPU or one a core."""
+    """How many workers a study starts on one machine: as told, else one a GPU or one a core, as far as these go round
+    where an engine takes several.
+    """
     if isinstance(spec.workers.count, int):
         wanted = spec.workers.count
     elif pick_device(spec.workers.device) == "cuda":
         wanted = max(torch.cuda.device_count(), 1)
     else:
         wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if spec.workers.count == "auto":
+        wanted = max(wanted // spec.workers.tensor_parallel, 1)
     parallel = spec.search.parallel
     return min(wanted, parallel) if isinstance(parallel, int) else wanted
 
@@ -121,6 +127,8 @@ def _suite_problems(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> list[s
     if tokenizer is not None and not problems:
         problem = template_problem(tokenizer, chats)
         problems += [] if problem is None else [problem]
+    if tokenizer is not None and not problems:
+        problems += length_problems(spec, checkpoints[BASE], tokenizer)
     return problems
 
 

@@ -2,27 +2,35 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna.study import StudyDirection
 
-from optimizer.front import Estimate, posterior
-from optimizer.spec import Spec, from_document
+from optimizer.features import Array
+from optimizer.front import ENOUGH_TRIALS, Estimate, knee, posterior, spread
+from optimizer.picks import Knee, Pick
+from optimizer.samplers import AGAIN
+from optimizer.spec import ObjectiveSpec, Spec, from_document
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
-from storage.records import Measured, Score
+from storage.records import FURTHER, Measured, Score
 from storage.store import Store
+
+_NEAREST = 5
+"""How many trials are shown where none keeps the constraints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One measured trial. ``objectives`` are raw, ``posterior`` is the model's (mean, standard error).
 
-    ``stopped`` says why a race ended it early; such a trial is never on the front.
+    ``stopped`` says why a race ended it early; such a trial is never on the front. ``further`` are the scores of a
+    second look, on items that other trials were not asked; the posterior knows of them.
     """
 
     trial: int
@@ -33,10 +41,13 @@ class Row:
     baseline: str | None
     on_front: bool
     stopped: str = ""
+    further: Mapping[str, Score] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The row as the command line prints it; ``stopped`` is there where it was."""
-        stopped = {"stopped": self.stopped} if self.stopped else {}
+        """The row as the command line prints it; ``stopped`` and ``further`` are there where they were."""
+        more: dict[str, Any] = {"stopped": self.stopped} if self.stopped else {}
+        if self.further:
+            more["further"] = {name: score.to_json() for name, score in self.further.items()}
         return {
             "trial": self.trial,
             "recipe": self.recipe.to_json(),
@@ -46,7 +57,7 @@ class Row:
             "feasible": self.feasible,
             "baseline": self.baseline,
             "on_front": self.on_front,
-        } | stopped
+        } | more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +82,55 @@ class Results:
         return [r for r in self.rows if set(r.recipe.weights) <= names]
 
     @property
+    def slider(self) -> list[Row]:
+        """The merges on the front, best first by the first objective: what can be exported of it."""
+        merges = {r.trial for r in self.merges}
+        return [r for r in self.front if r.trial in merges]
+
+    @property
+    def constant(self) -> list[str]:
+        """Objectives that have told no merge from another: all of several scored the same."""
+        if len(self.rows) < ENOUGH_TRIALS:
+            return []
+        found = {o.name: {r.objectives[o.name].mean for r in self.rows} for o in self.spec.optimised}
+        return [name for name, means in found.items() if len(means) == 1]
+
+    @property
+    def nearest(self) -> list[Row]:
+        """The trials that break the constraints least, the least first; empty where one keeps them all."""
+        if any(r.feasible for r in self.rows):
+            return []
+        whole = [r for r in self.rows if not r.stopped]
+        return sorted(whole, key=self._violation)[:_NEAREST]
+
+    def _violation(self, row: Row) -> float:
+        means = {name: mean for name, (mean, _) in row.posterior.items()}
+        return sum(max(v, 0.0) for o in self.spec.optimised for v in o.violations(means[o.name]).values())
+
+    @property
+    def knee(self) -> Row | None:
+        """The merge where the front bulges most; None where it has none."""
+        return self.slider[knee(*self.means(self.slider))] if self.slider else None
+
+    def stops(self, count: int) -> list[Row]:
+        """That many merges spread evenly along the front, best first by the first objective.
+
+        Raises: InputError where ``count`` is below 2 or above the number of merges on the front.
+        """
+        if not 2 <= count <= len(self.slider):
+            raise InputError(
+                f"a slider must have from 2 points to as many as the front has merges ({len(self.slider)}), "
+                f"but got {count}."
+            )
+        return [self.slider[i] for i in spread(*self.means(self.slider), count)]
+
+    def means(self, rows: Sequence[Row]) -> tuple[Array, list[StudyDirection]]:
+        """Posterior means ``(rows, objectives)``, and the objectives' directions."""
+        objectives = self.spec.optimised
+        means = np.array([[r.posterior[o.name][0] for o in objectives] for r in rows])
+        return means, [direction(o) for o in objectives]
+
+    @property
     def baselines(self) -> list[Row]:
         """The baselines' rows."""
         return [r for r in self.rows if r.baseline is not None]
@@ -90,7 +150,10 @@ def results(store: Store, name: str) -> Results:
     study = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
     measured = store.measured(name)
     believed = posterior(study)
-    labels = {t.number: t.user_attrs.get("baseline") for t in study.get_trials(deepcopy=False)}
+    trials = study.get_trials(deepcopy=False)
+    labels = {t.number: t.user_attrs.get("baseline") for t in trials}
+    looks = {n: m.scores for n, m in store.measured(name, FURTHER).items()}
+    further = {t.user_attrs[AGAIN]: looks[t.number] for t in trials if t.number in looks}
     rows = []
     for number, estimate in believed.trials.items():
         if number not in measured:
@@ -107,9 +170,15 @@ def results(store: Store, name: str) -> Results:
                 baseline=labels[number],
                 on_front=number in believed.front,
                 stopped=measured[number].stopped,
+                further=further.get(number, {}),
             )
         )
     return Results(spec=spec, rows=tuple(sorted(rows, key=lambda r: r.trial)), fallback=believed.fallback)
+
+
+def direction(objective: ObjectiveSpec) -> StudyDirection:
+    """Optuna's word for whether more is better."""
+    return StudyDirection.MAXIMIZE if objective.maximise else StudyDirection.MINIMIZE
 
 
 def is_feasible(spec: Spec, means: Mapping[str, float]) -> bool:
@@ -127,100 +196,45 @@ def scores_of(measured: Mapping[int, Measured], rows: Sequence[Row]) -> dict[int
     }
 
 
-_PICK = re.compile(r"^\s*(?P<goal>max|min)\s+(?P<objective>\S+)(?:\s+where\s+(?P<conditions>.+?))?\s*$")
-_CONDITION = re.compile(r"^\s*(?P<objective>\S+)\s*(?P<sign>>=|<=)\s*(?P<bound>[-+.\deE]+)\s*$")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pick:
-    """A parsed pick expression: the best of one objective where bounds on others hold.
-
-    ``directions`` says of every objective whether more is better: it decides between trials that are equally good.
-    """
-
-    text: str
-    objective: str
-    maximise: bool
-    conditions: tuple[tuple[str, bool, float], ...]
-    directions: Mapping[str, bool]
-
-    @classmethod
-    def parse(cls, text: str, directions: Mapping[str, bool]) -> "Pick":
-        """Read ``max OBJECTIVE [where OBJECTIVE >= NUMBER [and ...]]``; raises InputError."""
-        found = _PICK.match(text)
-        if found is None:
-            raise InputError(f"--pick must read like 'max general where safety >= 0.95', but got {text!r}.")
-        conditions = [c for c in re.split(r"\s+and\s+", found["conditions"] or "") if c]
-        pick = cls(
-            text=text,
-            objective=found["objective"],
-            maximise=found["goal"] == "max",
-            conditions=tuple(_condition(c) for c in conditions),
-            directions=directions,
-        )
-        unknown = [n for n in [pick.objective, *(c[0] for c in pick.conditions)] if n not in directions]
-        if unknown:
-            raise InputError(f"--pick must name objectives ({', '.join(directions)}), but names {unknown[0]}.")
-        return pick
-
-    def choose(self, means: Mapping[int, Mapping[str, float]]) -> int:
-        """The trial that this expression picks; raises InputError where none meets its conditions."""
-        allowed = [n for n, values in means.items() if self._holds(values)]
-        if not allowed:
-            best = {
-                o: (max if least else min)(v[o] for v in means.values() if o in v) for o, least, _ in self.conditions
-            }
-            nearest = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
-            raise InputError(f"a trial must meet {self.text!r}, but none does (best on its own: {nearest}).")
-        order = {self.objective: self.maximise} | {n: d for n, d in self.directions.items() if n != self.objective}
-
-        def merit(number: int) -> tuple[float, ...]:
-            values = means[number]
-            return (*(values[o] if more else -values[o] for o, more in order.items() if o in values), -number)
-
-        return max(allowed, key=merit)
-
-    def _holds(self, values: Mapping[str, float]) -> bool:
-        if self.objective not in values:
-            return False
-        return all(
-            name in values and (values[name] >= bound if least else values[name] <= bound)
-            for name, least, bound in self.conditions
-        )
-
-
 def choose(found: Results, validated: Mapping[int, Measured], pick: str) -> int:
     """The trial that a pick expression chooses: among validated finalists where there are any, else on the front."""
     ordered = sorted(found.spec.objectives, key=lambda o: o.role == "watch")
-    expression = Pick.parse(pick, {o.name: o.maximise for o in ordered})
-    rows = [r for r in found.merges if r.trial in validated] or [r for r in found.merges if not r.stopped]
-    return expression.choose(scores_of(validated, rows))
+    expression = Pick.parse(pick, {o.name: o.maximise for o in ordered}, [o.name for o in found.spec.optimised])
+    rows = [r for r in found.merges if r.trial in validated]
+    if not isinstance(expression.goal, Knee):
+        return expression.choose(scores_of(validated, rows or [r for r in found.merges if not r.stopped]))
+    # A knee is one of the front, and what breaks a constraint is not on it.
+    means = scores_of(validated, rows or found.slider)
+    return expression.choose({n: values for n, values in means.items() if is_feasible(found.spec, values)})
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV: one column a checkpoint's weight and four an objective."""
+    """Rows as CSV: one column a checkpoint's weight and six an objective."""
     out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([cell(v) if isinstance(v, str) else v for v in row] for row in to_rows(rows))
+    return out.getvalue()
+
+
+def to_rows(rows: Sequence[Row]) -> list[list[Any]]:
+    """The heading, then one list a trial: what it is, its weights, and every number of every objective."""
     objectives = list(rows[0].objectives) if rows else []
     checkpoints = list(dict.fromkeys(name for r in rows for name in r.recipe.weights))
     parts = ("mean", "stderr", "n", "unscored")
     header = ["trial", "baseline", "on_front", "feasible", "method", *(f"weight.{c}" for c in checkpoints)]
     header += [f"{o}.{p}" for o in objectives for p in parts]
     header += [f"{o}.posterior_{p}" for o in objectives for p in ("mean", "stderr")]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(cell, header))
-    for r in rows:
-        weights = r.recipe.mean_weights()
-        fixed = [r.trial, cell(r.baseline or ""), r.on_front, r.feasible, cell(r.recipe.method)]
-        raw = [r.objectives[o].to_json()[p] for o in objectives for p in parts]
-        writer.writerow(
-            [
-                *fixed,
-                *(weights.get(c, 0.0) for c in checkpoints),
-                *raw,
-                *(v for o in objectives for v in r.posterior[o]),
-            ]
-        )
-    return out.getvalue()
+    return [header, *(_cells_of(r, objectives, checkpoints, parts) for r in rows)]
+
+
+def _cells_of(row: Row, objectives: Sequence[str], checkpoints: Sequence[str], parts: Sequence[str]) -> list[Any]:
+    weights = row.recipe.mean_weights()
+    return [
+        *(row.trial, row.baseline or "", row.on_front, row.feasible, row.recipe.method),
+        *(weights.get(c, 0.0) for c in checkpoints),
+        *(row.objectives[o].to_json()[p] for o in objectives for p in parts),
+        *(v for o in objectives for v in row.posterior[o]),
+    ]
 
 
 def cell(text: str) -> str:
@@ -236,13 +250,3 @@ def _believed(spec: Spec, scores: Mapping[str, Score], estimate: Estimate) -> di
         known = stderr if isfinite(stderr) else scores[objective.name].stderr
         believed[objective.name] = (min(max(mean, low), high), known)
     return believed
-
-
-def _condition(text: str) -> tuple[str, bool, float]:
-    found = _CONDITION.match(text)
-    try:
-        if found is not None and isfinite(bound := float(found["bound"])):
-            return found["objective"], found["sign"] == ">=", bound
-    except ValueError:
-        pass
-    raise InputError(f"a condition of --pick must read like 'safety >= 0.95', but got {text!r}.")

@@ -12,7 +12,8 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -24,10 +25,16 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import threadpool_limits
 
 from optimizer.features import Array, Space, dead_zone, random_features, shared_distributions, space_of
-from optimizer.measurements import data_of, most_telling
+from optimizer.measurements import Data, data_of, most_telling
 
 NAMES = ("auto", "gp", "tpe", "nsga2", "nsga3", "cmaes", "grid", "random")
 """What `make_sampler` knows."""
+
+OUTLOOK = "mergefront:outlook"
+"""System attribute of a trial that ``auto`` proposed: what it promised, see `optimizer.next_point.Proposal`."""
+
+AGAIN = "again"
+"""User attribute of a trial that measures an earlier one's merge on further items: that one's number."""
 
 GRID_LIMIT = 10_000
 """Most points that a grid may have."""
@@ -35,6 +42,9 @@ GRID_LIMIT = 10_000
 _SWEEP_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0)
 _SWEEP_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
 _MOST_CORNERS = 16
+
+if TYPE_CHECKING:
+    from optimizer.next_point import Proposal
 
 Distributions = Mapping[str, BaseDistribution]
 
@@ -203,8 +213,8 @@ class _Joint(_Stateless):
     ) -> dict[str, Any]:
         distributions = self._known or _distributions(study, trial)
         space = space_of(distributions) if distributions else None
-        if not search_space:
-            return {}
+        if search_space.keys() <= trial.system_attrs.get("fixed_params", {}).keys():
+            return {}  # nothing is left to be chosen
         if space is None:
             return self._other.sample_relative(study, trial, search_space)
         params = self._propose(study, trial, space)
@@ -283,7 +293,13 @@ class _Auto(_Joint):
             random = random_features(space, 1, rng)[0]
             return space.decode(next((p for p in _corners(space) if _is_new(p, seen)), random))
         with surrogate.one_thread(self._draw_seed(trial)):
-            return space.decode(_best_point(space, data.rows(inside), _pending(study, trial, space), rng))
+            proposal = _best_point(space, data.rows(inside), _pending(study, trial, space), rng, _once(study))
+        if proposal is None:
+            return space.decode(random_features(space, 1, rng)[0])
+        look = {key: value for key, value in asdict(proposal).items() if key != "features"}
+        # As Optuna's own samplers leave behind what they know; a driver may read it.
+        study._storage.set_trial_system_attr(trial._trial_id, OUTLOOK, look)
+        return space.decode(proposal.features)
 
 
 def _enough(space: Space) -> int:
@@ -295,15 +311,26 @@ def _pending(study: Study, trial: FrozenTrial, space: Space) -> Array:
     return space.encode([p for t in trials if t.number != trial.number and (p := _params(t, space))])
 
 
-def _best_point(space: Space, data: Any, pending: Array, rng: np.random.Generator) -> Array:
+def _once(study: Study) -> set[int]:
+    """Trials that need no second look or had it: stopped by a race, measured again, or a second look themselves."""
+    once = set()
+    for trial in study.get_trials(deepcopy=False):
+        if AGAIN in trial.user_attrs:
+            once |= {trial.number, int(trial.user_attrs[AGAIN])}
+        if trial.user_attrs.get("stopped"):
+            once.add(trial.number)
+    return once
+
+
+def _best_point(space: Space, data: Data, pending: Array, rng: np.random.Generator, once: set[int]) -> Proposal | None:
+    """None where no model can be fitted: a study goes on without one rather than not at all."""
     from optimizer import next_point, surrogate
 
     try:
         model = surrogate.Surrogate(space, data.rows(most_telling(data)))
-        return next_point.propose(model, pending, rng)
+        return next_point.propose(model, pending, rng, once)
     except surrogate.FIT_ERRORS:
-        # A study goes on without its model rather than not at all.
-        return np.asarray(random_features(space, 1, rng)[0])
+        return None
 
 
 def _corners(space: Space) -> Iterable[Array]:

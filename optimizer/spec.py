@@ -24,18 +24,22 @@ from search_spaces.methods import CATALOGUE, METHODS, PARAMETERS, SIMPLEX_METHOD
 from search_spaces.recipe import digest_of
 from search_spaces.space import Range, Space
 from storage.checkpoints import Source
+from storage.staging import is_url
 from workers.judge import Judge
 from workers.lm_eval_suites import LmEval, with_data_files
 from workers.marks import Prepares, Scorer
 from workers.racing import Rules
 from workers.scorers import make_scorer, path_options
 from workers.scores import Across
-from workers.setup import ObjectivePlan, Setup, SuitePlan
+from workers.setup import EngineName, ObjectivePlan, Setup, SuitePlan
 from workers.suites import SuiteFiles
 
 BASE = "base"
 UNIFORM = "uniform"
 MODEL_STOCK = "model_stock"
+GREEDY_SOUP = "greedy_soup"
+BEST_SLIDER = "best_slider"
+_TAKEN = (BASE, UNIFORM, MODEL_STOCK, GREEDY_SOUP, BEST_SLIDER)
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 _MOST_BYTES = 1_000_000
@@ -261,12 +265,21 @@ class ObjectiveSpec(_Strict):
 
 
 class EvaluationSpec(_Strict):
-    """How many items of each suite a trial answers in the search, how many finalists do on fresh ones, and racing."""
+    """How many items of each suite a trial answers in the search, how many finalists do on fresh ones, racing, and the
+    share of trials that may be second looks.
+    """
 
     items: Annotated[int, Field(gt=1)] | None = None
     fresh_items: Annotated[int, Field(gt=1)] | None = None
     racing: bool = False
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    remeasure: Annotated[float, Field(ge=0, le=0.5)] = 0.15
+
+
+class BudgetSpec(_Strict):
+    """What a study may cost."""
+
+    gpu_hours: Annotated[float, Field(gt=0)]
 
 
 class SearchSpec(_Strict):
@@ -278,17 +291,43 @@ class SearchSpec(_Strict):
     parallel: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     evaluation: EvaluationSpec = EvaluationSpec()
     start_from: list[dict[str, Annotated[float, Field(ge=0)]]] = []
+    stop: Annotated[int, Field(gt=0)] | None = None
+    budget: BudgetSpec | None = None
+    warm_start: Name | None = None
+
+    @model_validator(mode="after")
+    def _foretold(self) -> "SearchSpec":
+        if self.stop is not None and self.sampler != "auto":
+            raise ValueError(f"stop needs the sampler auto, which foretells gains, but the sampler is {self.sampler}")
+        return self
 
 
 class WorkersSpec(_Strict):
     """What the workers run on."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: EngineName = "transformers"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda)$")] = "auto"
     count: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
-    tensor_parallel: Literal[1] = 1
+    tensor_parallel: Annotated[int, Field(gt=0, le=64)] = 1
+    max_model_len: Annotated[int, Field(gt=0)] | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("quantization") is not None:
+            raise ValueError(
+                f"quantization must not be set, since merges are of whole weights, but it is {value['quantization']!r}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _of_the_engine(self) -> "WorkersSpec":
+        if self.engine != "vllm" and (self.tensor_parallel > 1 or self.max_model_len is not None):
+            name = "tensor_parallel" if self.tensor_parallel > 1 else "max_model_len"
+            raise ValueError(f"{name} is for engine: vllm, but the engine is {self.engine}")
+        return self
 
 
 class Spec(_Strict):
@@ -306,12 +345,14 @@ class Spec(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Spec":
         names = [c.name for c in [*self.checkpoints, *self.references]]
-        _refuse_twice("a checkpoint's or reference's name", [BASE, UNIFORM, MODEL_STOCK, *names])
+        _refuse_twice("a checkpoint's or reference's name", [*_TAKEN, *names])
         _refuse_twice("an objective's name", [o.name for o in self.objectives])
         if not self.optimised:
             raise ValueError("at least one objective must have role: optimise, but all are watched")
         for method in self.search_space.methods:
             _check_count(method, len(self.checkpoints))
+        if self.search.warm_start == self.study:
+            raise ValueError(f"search.warm_start must name another study, but names {self.study}")
         for i, weights in enumerate(self.search.start_from):
             self._check_start(i, weights)
         return self
@@ -366,6 +407,9 @@ class Spec(_Strict):
             threads=threads,
             seed=self.search.seed,
             racing=self._racing,
+            engine=self.workers.engine,
+            tensor_parallel=self.workers.tensor_parallel,
+            max_model_len=self.workers.max_model_len,
         )
 
     def document(self) -> dict[str, Any]:
@@ -522,7 +566,9 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 
 def _model(text: str, root: Path) -> str:
-    """A directory beside the study file, or a hub id as it is."""
+    """A directory beside the study file; a hub id or a URL as it is."""
+    if is_url(text):
+        return text
     path = _expanded(text)
     here = root / path
     looks_like_a_path = path.is_absolute() or text.startswith((".", "~")) or text.partition("@")[0].count("/") != 1
@@ -629,8 +675,7 @@ def _line(lines: dict[yaml_lines.Path, int], path: tuple[str | int, ...]) -> int
 def _refuse_twice(what: str, names: Sequence[str]) -> None:
     twice = [n for i, n in enumerate(names) if n in names[:i]]
     if twice:
-        taken = f"{BASE}, {UNIFORM} and {MODEL_STOCK} are taken"
-        raise ValueError(f"{what} must stand once ({taken}), but {twice[0]!r} stands twice")
+        raise ValueError(f"{what} must stand once ({', '.join(_TAKEN)} are taken), but {twice[0]!r} stands twice")
 
 
 def _check_count(method: str, count: int) -> None:

@@ -1,31 +1,44 @@
 """One study in its database: what to propose next, what to keep of an outcome, what a crash left behind."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from math import inf, isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer.baselines import Baseline, starting_points
+from optimizer.handmade import handmade
+from optimizer.outlook import SPENT, STOPPED, SecondLooks, end_of, end_text
 from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, patiently
 from optimizer.rivals import Rivals
-from optimizer.samplers import make_sampler
-from optimizer.spec import Spec, from_document
+from optimizer.samplers import AGAIN, make_sampler
+from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, from_document
+from optimizer.warm_start import INHERITED, WarmStart, extended
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
-from storage.records import Assignment, Failed, Measured, Outcome
+from search_spaces.space import Space
+from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
 from storage.store import Store, StudyRecord
 from storage.tables import now
 
 _log = logging.getLogger(__name__)
 
 _ROUNDING = 1e-9
+_HANDMADE = (GREEDY_SOUP, BEST_SLIDER)
+_ROOM = 10
+"""Fewest trials beside the starting points of a study that gives its last two to what people make by hand."""
+
 _PACKAGES = ("mergefront", "optuna", "torch", "transformers", "safetensors", "ray")
+
+
+_Asked = tuple[str, str]
+"""A recipe's digest and the split that it is asked on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +54,25 @@ class _FromTrial:
         return str(self.trial.suggest_categorical(name, list(options)))
 
 
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+    """Optuna's parameters of a search space, as one trial of it has them."""
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    space.propose(_FromTrial(trial))
+    return trial.distributions
+
+
 def create_study(store: Store, spec: Spec, *, trials: int, fingerprints: dict[str, str]) -> None:
     """Write a new study; raises StoreError where the name is taken."""
-    record = StudyRecord(
+    directions: list[Literal["minimize", "maximize"]] = [
+        "maximize" if o.maximise else "minimize" for o in spec.optimised
+    ]
+    record = study_record(spec, trials=trials, fingerprints=fingerprints)
+    store.create(record, directions=directions, objectives=[o.name for o in spec.optimised])
+
+
+def study_record(spec: Spec, *, trials: int, fingerprints: dict[str, str]) -> StudyRecord:
+    """What the store keeps of a study that begins now."""
+    return StudyRecord(
         name=spec.study,
         spec=spec.document(),
         spec_digest=spec.digest,
@@ -53,10 +82,6 @@ def create_study(store: Store, spec: Spec, *, trials: int, fingerprints: dict[st
         versions=versions(),
         created=now(),
     )
-    directions: list[Literal["minimize", "maximize"]] = [
-        "maximize" if o.maximise else "minimize" for o in spec.optimised
-    ]
-    store.create(record, directions=directions, objectives=[o.name for o in spec.optimised])
 
 
 def versions() -> dict[str, str]:
@@ -97,13 +122,18 @@ class DriverStudy:
         # Telling asks no sampler anything; opening a Trial object by number would make this one propose.
         self._books = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
         self._rivals = Rivals(store, name, self._books) if self.spec.search.evaluation.racing else None
+        self._looks = SecondLooks(self.spec)
+        self._may_stop = self.spec.search.stop is not None and STOPPED not in store.notes(name)
+        self._seconds = store.seconds(name).get("gpu", 0.0)
         self._again: list[Assignment] = []
-        self._out: dict[str, int] = {}
-        self._twins: dict[str, list[int]] = {}
+        self._out: dict[_Asked, int] = {}
+        self._twins: dict[_Asked, list[int]] = {}
         self._spool = Spool(name, store.address)
         self._gone: Exception | None = None
         self._take_up_spooled()
         self._put_right()
+        self._warm = WarmStart.from_notes(store.notes(name))
+        self._take_over()
         self._start: list[Baseline] = self._missing_starts()
         self._look()
 
@@ -152,8 +182,9 @@ class DriverStudy:
             assignment = self._starting(self._start[0])
             self._start.pop(0)
         else:
-            assignment = self._ask()
-        if self._rivals is not None:
+            last = self._handmade()
+            assignment = self._starting(last[0]) if last else self._best_next()
+        if self._rivals is not None and assignment.split == "search":
             assignment = replace(assignment, rivals=self._rivals.against(assignment.number))
         self._look()
         # Nothing below the hand-out may fail: an assignment that is out must reach the caller.
@@ -162,24 +193,29 @@ class DriverStudy:
         return handed_out
 
     def _hand_out(self, assignment: Assignment) -> Assignment | None:
-        digest = assignment.recipe.digest
-        known = self._store.find(self._name, digest)
-        if known is not None:
-            self._keep(replace(known, number=assignment.number))
+        asked = (assignment.recipe.digest, assignment.split)
+        known = self._store.find(self._name, *asked)
+        # Who is not raced answers everything, also where the same recipe was stopped in a race.
+        if known is not None and (not known.stopped or assignment.rivals is not None):
+            self._keep(_once_more(known, assignment.number))
             return None
-        if digest in self._out:
-            self._twins.setdefault(digest, []).append(assignment.number)
+        if asked in self._out:
+            self._twins.setdefault(asked, []).append(assignment.number)
             return None
-        self._out[digest] = assignment.number
+        self._out[asked] = assignment.number
         return assignment
 
     def _record(self, outcome: Outcome) -> None:
-        digest = outcome.recipe.digest
-        for number in [outcome.number, *self._twins.get(digest, [])]:
-            self._keep(replace(outcome, number=number))
-        self._out.pop(digest, None)
-        self._twins.pop(digest, None)
+        asked = (outcome.recipe.digest, outcome.split)
+        self._keep(outcome)
+        for number in self._twins.get(asked, []):
+            self._keep(_once_more(outcome, number))
+        self._out.pop(asked, None)
+        self._twins.pop(asked, None)
         self._look()
+        if isinstance(outcome, Measured):
+            self._seconds += outcome.seconds.get("gpu", 0.0)
+            self._end_if_spent()
 
     def counts(self) -> tuple[int, int, int]:
         """How many trials are measured, failed and planned."""
@@ -223,6 +259,64 @@ class DriverStudy:
     def _frozen(self, number: int) -> FrozenTrial:
         return next(t for t in reversed(self._books.get_trials(deepcopy=False)) if t.number == number)
 
+    def _best_next(self) -> Assignment:
+        """A new merge; or, where that is expected to tell more, a second look, and then the merge comes next.
+
+        Whatever is asked for is written down first, so a crash in between costs neither.
+        """
+        asked = self._ask()
+        trials = self._study.get_trials(deepcopy=False)
+        new = next(t for t in reversed(trials) if t.number == asked.number)
+        self._stop_if_done([t for t in trials if "recipe" in t.user_attrs])
+        room = self.planned - self._reserved(trials) - len(self._states) >= 2
+        number = self._looks.due(new, trials, self.planned) if room else None
+        if number is None:
+            return asked
+        first = next(t for t in trials if t.number == number)
+        self._again.append(asked)
+        return self._second_look(first)
+
+    def _stop_if_done(self, trials: Sequence[FrozenTrial]) -> None:
+        """Ends the search once, where the study asks for it; trials that are bought later are made."""
+        ahead = self.spec.search.stop
+        if ahead is None or not self._may_stop or (end := end_of(trials, ahead)) is None:
+            return
+        if self._end_early(trials, STOPPED, end.to_json()):
+            self._may_stop = False
+
+    def _end_if_spent(self) -> None:
+        """Ends the study once, where its budget is spent; trials that are bought later are made."""
+        budget = self.spec.search.budget
+        if budget is None or self._seconds < budget.gpu_hours * 3600 or SPENT in self._store.notes(self._name):
+            return
+        trials = [t for t in self._study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
+        note = {"trials": len(trials), "spent": self._seconds / 3600, "budget": budget.gpu_hours}
+        self._end_early(trials, SPENT, note)
+
+    def _end_early(self, trials: Sequence[FrozenTrial], key: str, note: Mapping[str, Any]) -> bool:
+        """Plan no more than there is, and say why; whether that changed anything."""
+        enough = len(trials) + self._reserved(trials)
+        if enough >= self.planned:
+            return False
+        self.planned = enough
+        self._store.set_planned(self._name, self.planned)
+        self._store.note(self._name, key, note)
+        _log.warning("%s", end_text({key: note}))
+        return True
+
+    def _second_look(self, first: FrozenTrial) -> Assignment:
+        """A trial of the same merge on further items. It has parameters, so the model learns from it by itself."""
+        recipe = _recipe_of(first)
+        assert recipe is not None
+        attrs = {"recipe": recipe.to_json(), AGAIN: first.number}
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING, params=first.params, distributions=first.distributions, user_attrs=attrs
+            )
+        )
+        number = self._study.get_trials(deepcopy=False)[-1].number
+        return Assignment(number=number, recipe=recipe, split=FURTHER)
+
     def _ask(self) -> Assignment:
         """One proposal of the sampler. The recipe is written last: without it the proposal was cut off."""
         trial = self._study.ask()
@@ -240,6 +334,21 @@ class DriverStudy:
         self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs))
         return Assignment(number=self._study.get_trials(deepcopy=False)[-1].number, recipe=start.recipe)
 
+    def _handmade(self) -> list[Baseline]:
+        """What is missing of the merges that people make by hand, once there is nothing but them left to be tried."""
+        trials = self._study.get_trials(deepcopy=False)
+        due = self._reserved(trials)
+        if not due or len(self._states) < self.planned - due:
+            return []
+        labels = {t.user_attrs.get("baseline") for t in trials}
+        return [b for b in handmade(self.spec, self._books) if b.name not in labels]
+
+    def _reserved(self, trials: Sequence[FrozenTrial]) -> int:
+        """How many of the last trials are for them; none of a study that is too short to spare any."""
+        labels = {t.user_attrs.get("baseline") for t in trials}
+        roomy = self.planned - len(starting_points(self.spec)) >= _ROOM
+        return sum(name not in labels for name in _HANDMADE) if roomy else 0
+
     def _take_up_spooled(self) -> None:
         for path, outcome in self._spool.waiting():
             self._keep(outcome)
@@ -248,7 +357,7 @@ class DriverStudy:
 
     def _put_right(self) -> None:
         known = {a.number for a in self._again} | set(self._out.values()) | set(chain(*self._twins.values()))
-        measured = self._store.measured(self._name)
+        measured = self._store.measured(self._name) | self._store.measured(self._name, FURTHER)
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
             if trial.number in known:
                 continue
@@ -256,9 +365,37 @@ class DriverStudy:
                 self._tell(measured[trial.number])
             elif "recipe" in trial.user_attrs:
                 recipe = Recipe.from_json(trial.user_attrs["recipe"])
-                self._again.append(Assignment(number=trial.number, recipe=recipe))
+                split = FURTHER if AGAIN in trial.user_attrs else "search"
+                self._again.append(Assignment(number=trial.number, recipe=recipe, split=split))
             else:
                 self._drop(trial)
+
+    def _take_over(self) -> None:
+        """Measurements of an earlier study become trials of this one; they count towards no planned number.
+
+        One that a crash cut off has been dropped, and is taken over anew.
+        """
+        if self._warm is None or self._warm.reason:
+            return
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        there = {t.user_attrs[INHERITED]["trial"] for t in trials if INHERITED in t.user_attrs}
+        for number in [n for n in self._warm.trials if n not in there]:
+            measured = self._store.with_marks(self._warm.study, number)
+            recipe = extended(measured.recipe, self._space)
+            if recipe is not None:
+                self._inherit(replace(measured, recipe=recipe))
+
+    def _inherit(self, measured: Measured) -> None:
+        assert self._warm is not None
+        recipe = measured.recipe
+        attrs: dict[str, Any] = {INHERITED: self._warm.origin(measured.number, recipe)}
+        known = self._starts().get(recipe.digest)
+        if known is not None and known.name is not None:
+            attrs["baseline"] = known.name
+        self._study.enqueue_trial(self._space.to_parameters(recipe), user_attrs=attrs)
+        trial = self._study.ask()
+        self._space.propose(_FromTrial(trial))
+        self._keep(replace(measured, number=trial.number))
 
     def _drop(self, trial: FrozenTrial) -> None:
         """A proposal that was cut off: it fails without a recipe, and so counts for nothing."""
@@ -269,15 +406,40 @@ class DriverStudy:
 
     def _missing_starts(self) -> list[Baseline]:
         trials = self._study.get_trials(deepcopy=False)
-        there = {Recipe.from_json(t.user_attrs["recipe"]).digest for t in trials if "recipe" in t.user_attrs}
-        missing: dict[str, Baseline] = {}
-        for start in starting_points(self.spec):
+        there = {recipe.digest for t in trials if (recipe := _recipe_of(t)) is not None}
+        return [start for digest, start in self._starts().items() if digest not in there]
+
+    def _starts(self) -> dict[str, Baseline]:
+        """Every starting point once, by the digest of its recipe as the space builds it."""
+        starts: dict[str, Baseline] = {}
+        for start in [*starting_points(self.spec), *self._again_from_before()]:
             recipe = start.recipe
             if self._space.contains(recipe):
                 recipe = self._space.recipe(self._space.to_parameters(recipe))
-            if recipe.digest not in there:
-                missing.setdefault(recipe.digest, start)
-        return list(missing.values())
+            starts.setdefault(recipe.digest, start)
+        return starts
+
+    def _again_from_before(self) -> list[Baseline]:
+        """Merges of an earlier study whose measurements are none of this one."""
+        if self._warm is None or not self._warm.reason:
+            return []
+        measured = self._store.measured(self._warm.study)
+        recipes = [extended(measured[n].recipe, self._space) for n in self._warm.trials]
+        return [Baseline(name=None, recipe=recipe) for recipe in recipes if recipe is not None]
+
+
+def _recipe_of(trial: FrozenTrial) -> Recipe | None:
+    """The recipe of a trial of this study or of one that was taken over; None where its proposal was cut off."""
+    taken = trial.user_attrs.get(INHERITED, {}) if trial.state == TrialState.COMPLETE else {}
+    document = trial.user_attrs.get("recipe") or taken.get("recipe")
+    return None if document is None else Recipe.from_json(document)
+
+
+def _once_more(outcome: Outcome, number: int) -> Outcome:
+    """The outcome of a trial whose merge was measured for another: it cost nothing."""
+    if isinstance(outcome, Failed):
+        return replace(outcome, number=number)
+    return replace(outcome, number=number, seconds={"total": 0.0})
 
 
 def _unusable(measured: Measured, spec: Spec) -> str | None:

@@ -72,6 +72,7 @@ class Surrogate:
         features = space.encode(data.params)
         # The order in which trials finished must change nothing, not even in the last digit.
         order = np.lexsort(np.concatenate([outcomes, features], axis=1).T)
+        self.numbers = tuple(data.numbers[i] for i in order)
         self.features = torch.from_numpy(features[order])
         outcomes, variances = outcomes[order], variances[order]
         self._centre = torch.from_numpy(outcomes.mean(axis=0))
@@ -82,6 +83,7 @@ class Surrogate:
         some = np.sort(most_telling(data.rows(order), FIT_POINTS))
         self._models = _fit(self.features[some], scaled[some], stated[some])
         noise = _noise(self._models, stated)
+        self.noise = noise * self.scale[:, None] ** 2
         prior = self._kernel(self.features, self.features)
         self._root = _root(prior + torch.diag_embed(noise))
         self._mean = self._constant()
@@ -107,10 +109,15 @@ class Surrogate:
 
     def contrast(self, x: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and stderr ``(o,)`` of a sum over ``(n, d)`` whose ``coefficients (n,)`` add up to 0."""
+        mean, covariance = self.posterior(x)
+        variance = torch.einsum("n,onk,k->o", coefficients, covariance, coefficients).clamp_min(0.0)
+        return mean @ coefficients, variance.sqrt()
+
+    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean ``(o, n)`` and covariance ``(o, n, n)`` of the outcomes at ``(n, d)``, in units."""
         mean, half, _ = self._project(x)
         covariance = self._kernel(x, x) - half.transpose(-1, -2) @ half
-        variance = torch.einsum("n,onk,k->o", coefficients, covariance, coefficients).clamp_min(0.0)
-        return mean @ coefficients * self.scale, variance.sqrt() * self.scale
+        return self._to_units(mean), covariance * self.scale[:, None, None] ** 2
 
     def joint(self, x: torch.Tensor) -> Joint:
         """The joint posterior at ``(b, d)``, ready to be sampled and conditioned on."""

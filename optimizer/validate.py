@@ -5,15 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.study import StudyDirection
 
 from optimizer import claims
 from optimizer.claims import Claim, Gap, Neighbours
 from optimizer.front import non_dominated
 from optimizer.outcomes import Outcomes
-from optimizer.results import Results, Row, is_feasible, results
-from optimizer.spec import BASE, ObjectiveSpec, Spec
+from optimizer.results import Results, Row, direction, is_feasible, results
+from optimizer.spec import BASE, Spec
 from optimizer.watcher import Watcher
 from search_spaces.recipe import digest_of
 from storage.records import SPLITS, Assignment, Failed, Measured, Outcome, Score
@@ -219,11 +217,6 @@ def _picked(spec: Spec, merges: Sequence[int], measured: Mapping[int, Measured])
         return ()
     values = np.array([[means[n][o.name] for o in spec.optimised] for n in able])
     return tuple(able[i] for i in non_dominated(values, [direction(o) for o in spec.optimised]))
-
-
-def direction(objective: ObjectiveSpec) -> StudyDirection:
-    """An objective's direction in Optuna's word."""
-    return optuna.study.StudyDirection.MAXIMIZE if objective.maximise else optuna.study.StudyDirection.MINIMIZE
 
 
 def _validation(

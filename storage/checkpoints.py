@@ -18,19 +18,21 @@ from storage.adapters import apply_adapter
 from storage.errors import CheckpointError
 from storage.files import file_digest
 from storage.model_directory import CODE, INDEX, WANTED, check_files, read_json, weight_files
+from storage.staging import is_url, stage
 from storage.tensor_files import open_tensors
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "num_encoder_layers")
 _FEW = 1000
 """Layers that are soon built, whatever the weights are."""
 
+HUB = "hf://"
 _KERNEL = "_implementation"
 _CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where a checkpoint comes from: a directory or hub id (``id@revision``), and a LoRA adapter on top of it.
+    """Where a checkpoint comes from: a directory, hub id (``id@revision``) or URL, and a LoRA adapter on top of it.
 
     ``trust_remote_code``: the Python files in its directory may run; then they are part of its content.
     """
@@ -39,6 +41,11 @@ class Source:
     model: str
     adapter: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def staged(self) -> bool:
+        """Whether any of it is fetched from a URL."""
+        return is_url(self.model) or is_url(self.adapter or "")
 
 
 class Checkpoint:
@@ -89,14 +96,25 @@ class Checkpoint:
         digest.update(json.dumps(self.config, sort_keys=True).encode())
         return digest.hexdigest()
 
+    def require(self, fingerprint: str) -> None:
+        """Raises CheckpointError where the content is not that of this fingerprint."""
+        if self.fingerprint != fingerprint:
+            raise CheckpointError(
+                f"a checkpoint must be what it was when the study began, but {self.name} ({self.path}) has changed."
+            )
+
 
 def locate(model: str, *, code: bool = False) -> Path:
-    """The directory of a model: a local path as it is, a hub id (``id@revision``) downloaded or from the cache.
+    """The directory of a model: a local path as it is, a hub id (``id@revision``, or with ``hf://`` before it)
+    downloaded or from the cache, another URL staged as :mod:`storage.staging` does.
 
     Args:
         code: its Python files, too.
     Raises: CheckpointError where there is none, and where its files lie outside of it.
     """
+    model = model.removeprefix(HUB)
+    if is_url(model):
+        return stage(model, code=code)
     path = Path(model)
     try:
         if not path.is_dir():

@@ -56,6 +56,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
+        os.fchmod(handle, 0o644)  # a temporary file's mode is its maker's alone
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()

@@ -7,10 +7,13 @@ from typing import Any
 
 from search_spaces.recipe import Recipe
 
-__all__ = ["SPLITS", "Assignment", "Failed", "Marks", "Measured", "Outcome", "Recipe", "Rival", "Score"]
+__all__ = ["FURTHER", "SPLITS", "Assignment", "Failed", "Marks", "Measured", "Outcome", "Recipe", "Rival", "Score"]
 
 SPLITS = ("search", "validation", "report")
 """Disjoint sets of items: the search sees the first, validation picks, report reports."""
+
+FURTHER = "further"
+"""Items of the search's set beyond those that every trial answers: a finalist's second look."""
 
 Z95 = 1.959963984540054
 
@@ -105,7 +108,8 @@ class Measured:
     Attributes:
         scores: objective to score. breakdown: objective to named parts of it (a language, a rate of refusal).
         marks: suite key to its items' outcomes. digest: of every tensor of the merge, in its order.
-        seconds: wall seconds by stage (merge, forward, total). worker: who measured.
+        seconds: wall seconds by stage (prepare, merge, forward, total), and ``gpu``: total times the worker's GPUs.
+            worker: who measured.
         stopped: why it ended before its last item; empty where every item was asked.
         verdicts: what judges said that was not known before, by the digest of what they were asked.
     """

@@ -319,6 +319,15 @@ class Store:
             rows = session.scalars(_of(study_id, split).order_by(EvaluationRow.number)).all()
         return {row.number: _measured(row, {}) for row in rows}
 
+    def seconds(self, name: str) -> dict[str, float]:
+        """Seconds by stage, added up over every measurement of any split."""
+        found: Counter[str] = Counter()
+        with Session(self._engine) as session:
+            statement = sa.select(EvaluationRow.seconds).where(EvaluationRow.study_id == self._study_id(name))
+            for seconds in session.scalars(statement):
+                found.update(seconds)
+        return dict(found)
+
     def span(self, name: str) -> tuple[str, str] | None:
         """When the first and the last measurement of any split was kept, UTC in ISO 8601; None where there is none."""
         study_id = self._study_id(name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -153,6 +154,22 @@ def test_the_picked_merge_is_what_the_search_promises(demo: Demo, tmp_path: Path
     assert gain - 1.96 * stderr > 0
     _scores_as_stored(out, store.with_marks("demo", trial), demo)
     store.close()
+
+
+def test_the_report_puts_forward_what_the_pick_chooses(demo: Demo, tmp_path: Path) -> None:
+    """With a model behind it, it says what each checkpoint does; the merge it names is the one that export takes."""
+    found = json.loads(demo.run("validate", "demo", "--format", "json"))
+    out = tmp_path / "report.html"
+    assert demo.run("report", "demo", "--out", str(out)).strip() == str(out)
+    text = out.read_text()
+    assert len(text) < 5_000_000
+    (trial,) = re.findall(r"Ship trial (\d+): on items that neither the search nor the choice has seen", text)
+    demo.run("export", "demo", "--pick", PICK, "--out", str(tmp_path / "picked"))
+    assert json.loads((tmp_path / "picked" / "merge_recipe.json").read_text())["trial"] == int(trial)
+    assert int(trial) in found["picked"]
+    assert "against the uniform average it is better by" in text
+    assert "What each checkpoint does" in text
+    assert re.search(r"safety: needed", text)
 
 
 def _scores_as_stored(out: Path, stored: Measured, demo: Demo) -> None:

@@ -1,11 +1,13 @@
-"""What every engine is: one live model whose weights are swapped in place and that answers two kinds of requests."""
+"""What every engine is: one live model whose weights are swapped in place and that answers two kinds of requests.
+
+An engine is opened by :func:`workers.engines.load`, with the base's weights in it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
-
+from search_spaces.recipe import Recipe
 from workers.questions import Generated, LogLikelihood
 
 
@@ -26,12 +28,47 @@ class Request:
         """Tokens that must fit into the model's context: the last one is only predicted, never read."""
         return len(self.prompt) + len(self.continuation) + self.ends + self.max_new_tokens - 1
 
+    def wanted(self, ending: int) -> list[int]:
+        """The tokens that are to be scored, ``ending`` being the one that ends a turn."""
+        return [*self.continuation, *([ending] if self.ends else [])]
+
+    def fed(self, ending: int) -> list[int]:
+        """What the model reads: all but the last token that it shall predict."""
+        return [*self.prompt, *self.wanted(ending)[:-1]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a study keeps about an engine: its program, version and arguments, and its start in wall seconds."""
+
+    engine: str
+    version: str
+    seconds: float
+    arguments: Mapping[str, Any]
+
 
 class Engine(Protocol):
     """A live model. The same requests object gives the same batches every time, so they are prepared once."""
 
-    def weights(self) -> Mapping[str, Tensor]:
-        """The live weights by their name in a checkpoint; writing into them swaps the model."""
+    facts: Facts
+    forward_seconds: float
+    """Wall seconds spent so far in answering."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that fit into it; see :attr:`Request.length`."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether the same requests give the same bits every time."""
+        ...
+
+    def swap(self, recipe: Recipe) -> str:
+        """Make the weights this merge; returns its digest, see :func:`workers.merger.merge_digest`.
+
+        Raises: MergeError where it cannot be merged, and nothing has changed; EngineDied where it broke on the way.
+        """
         ...
 
     def loglikelihood(self, requests: tuple[Request, ...]) -> Sequence[LogLikelihood]:

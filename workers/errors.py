@@ -11,3 +11,7 @@ class MergeError(TrialError):
 
 class EngineError(TrialError):
     """An engine whose answers cannot be used."""
+
+
+class EngineDied(Exception):  # noqa: N818 (it says what happened)
+    """An engine that cannot go on, its weights in nobody knows which state: its whole worker has to be replaced."""

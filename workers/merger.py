@@ -55,22 +55,32 @@ class Merger:
             except MergeError as e:
                 raise MergeError(f"{name}: {e}") from e
 
+    def require(self, recipe: Recipe, like: Tensors) -> None:
+        """Raises MergeError for a recipe that :meth:`write` would refuse, before anything is written."""
+        self._check(recipe)
+        for name, tensor in like.items():
+            try:
+                self._require_tensor(recipe, name, tensor)
+            except MergeError as e:
+                raise MergeError(f"{name}: {e}") from e
+
     def merged(
-        self, recipe: Recipe, like: Mapping[str, Tensor], *, reuse: bool = False
+        self, recipe: Recipe, like: Tensors, *, reuse: bool = False, device: torch.device | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """The same tensors one by one in new memory, with the types and shapes of ``like``.
 
         Args:
+            device: where they shall lie; the host by default.
             reuse: in two buffers that take turns instead, so that each tensor is overwritten by the next but one: to
                 the system new memory is as much work as a merge.
         """
         most = max((t.nbytes for t in like.values()), default=0) if reuse else 0
-        buffers = cycle([torch.empty(most, dtype=torch.uint8) for _ in range(2)])
+        buffers = cycle([torch.empty(most, dtype=torch.uint8, device=device) for _ in range(2)])
         for (name, shape), buffer in zip(like.items(), buffers, strict=False):
             if reuse:
                 tensor = buffer[: shape.nbytes].view(shape.dtype).view(shape.shape)
             else:
-                tensor = torch.empty(shape.shape, dtype=shape.dtype)
+                tensor = torch.empty(shape.shape, dtype=shape.dtype, device=device)
             self.write(recipe, {name: tensor})
             yield name, tensor
 
@@ -88,6 +98,13 @@ class Merger:
             whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)
             self._runner.write(flat(todo), whole.view(-1))
             target.copy_(whole)
+
+    def _require_tensor(self, recipe: Recipe, name: str, tensor: Tensor) -> None:
+        base = self._tensor(self._base, name)
+        if base.shape != tensor.shape:
+            raise MergeError(f"the base must have the model's shape {tuple(tensor.shape)}, not {tuple(base.shape)}.")
+        if tensor.is_floating_point():
+            self._inputs_of(recipe, name)
 
     def _weights(self, recipe: Recipe, name: str) -> dict[str, float]:
         """Checkpoint to weight for one tensor, in the sources' order."""

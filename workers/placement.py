@@ -6,7 +6,7 @@ own, so that the next piece is under way while the last one is merged. Numbers t
 inner products, ranks) are computed where the sources lie, once; only the element-wise pass is cut into pieces.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
@@ -65,7 +65,12 @@ def placed(sources: Mapping[str, Tensors], targets: Tensors) -> dict[str, Tensor
     free = torch.get_device_module(device).mem_get_info(device)[0]
     if not place(model=model, sources=size, free=free + model).resident:
         return dict(sources)
-    return {c: {n: t.to(device) for n, t in tensors.items() if n in targets} for c, tensors in sources.items()}
+    return copied(sources, targets, device)
+
+
+def copied(sources: Mapping[str, Tensors], names: Container[str], device: torch.device) -> dict[str, Tensors]:
+    """The sources on a device, of each only the tensors that are named."""
+    return {c: {n: t.to(device) for n, t in tensors.items() if n in names} for c, tensors in sources.items()}
 
 
 class Streamed:

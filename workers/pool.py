@@ -1,6 +1,7 @@
 """A pool is two verbs: submit an assignment, wait for outcomes. The loop does not know who does the work."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from storage.records import Assignment, Outcome
@@ -9,6 +10,15 @@ from workers.worker import Worker
 
 class PoolError(Exception):
     """No worker is left that could go on; the study is kept and can be resumed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """A worker and what it does. ``seconds`` is how long it has done so."""
+
+    worker: str
+    doing: str
+    seconds: float = 0.0
 
 
 class Pool(Protocol):
@@ -28,6 +38,10 @@ class Pool(Protocol):
 
         Raises: PoolError where no worker is left.
         """
+        ...
+
+    def workers(self) -> list[Busy]:
+        """Every worker and what it does; may be asked from another thread."""
         ...
 
     def close(self) -> None:
@@ -57,5 +71,16 @@ class LocalPool:
         self._waiting.clear()
         return done
 
+    def workers(self) -> list[Busy]:
+        """The one worker: whoever asks finds it waiting, or asks from another thread."""
+        doing = described(self._waiting[0]) if self._waiting else "idle"
+        return [Busy(worker="this process", doing=doing)]
+
     def close(self) -> None:
         """Nothing to end."""
+
+
+def described(assignment: Assignment) -> str:
+    """``trial 41``, and the split where it is not the search's."""
+    split = "" if assignment.split == "search" else f", {assignment.split} split"
+    return f"trial {assignment.number}{split}"

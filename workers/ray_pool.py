@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -17,9 +17,12 @@ from ray.exceptions import RayError, RayTaskError
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed, Measured, Outcome
-from workers.canary import Canary
+from workers.canary import Canary, Proof
+from workers.code_version import code_version
 from workers.deadlines import Deadlines
-from workers.pool import PoolError
+from workers.engine import Facts
+from workers.errors import EngineDied
+from workers.pool import Busy, PoolError, described
 from workers.setup import Setup
 from workers.worker import Worker
 
@@ -31,6 +34,10 @@ _FAULTS = 3
 
 _ANSWER_SECONDS = 10
 _PATIENCE_SECONDS = 60
+_LOOK_UP_SECONDS = 10
+"""How often the driver looks up while it has no worker at all: it may have been told to pause."""
+
+_ENDLESS = 1_000_000
 
 _log = logging.getLogger(__name__)
 
@@ -39,27 +46,35 @@ _log = logging.getLogger(__name__)
 class _Slot:
     """A worker's place: the actor that is there now, and how it has done.
 
+    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere.
     ``faults`` are trials it failed in a row, ``told`` is how many of the judges' new verdicts it has heard of.
     """
 
     actor: Any
-    node: str = "?"
+    machine: str = "?"
+    node: str = ""
     pid: int = 0
+    facts: Facts | None = None
     faults: set[object] = field(default_factory=set)
     since_canary: int = 0
     told: int = 0
 
     def __str__(self) -> str:
-        return f"{self.node}:{self.pid}"
+        return f"{self.machine}:{self.pid}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What a slot is doing: a trial, or (without one) opening its models and its canary."""
+    """What a slot is doing: a trial, or (without one) opening its models and its canary; or it has no place yet."""
 
     slot: _Slot
     begun: float
     assignment: Assignment | None = None
+
+    @property
+    def placed(self) -> bool:
+        """Whether its process runs somewhere."""
+        return bool(self.slot.node)
 
 
 class RayPool:
@@ -67,46 +82,58 @@ class RayPool:
 
     A worker that dies or hangs is replaced and its trial handed out again; one that fails three different trials in a
     row, or whose merges cannot be reproduced, is retired, and the others go on. PoolError is raised where none is left.
+    A worker whose machine leaves the cluster has done nothing wrong: its trial goes to another, and its place waits for
+    a machine. One whose machine has another mergefront than the driver is retired before it is told anything.
 
     Args:
-        count: how many workers, each with ``setup.threads`` CPUs, and one GPU where the device is CUDA.
+        count: how many workers, each with ``setup.threads`` CPUs, and where the device is CUDA one GPU, for every
+            process of its engine. Those that the cluster has no room for wait until it has. None: as many as there is
+            room for at any time, also on machines that join later.
+        most: never more than so many.
         address: of a running cluster; None starts Ray on this machine and stops it at the end.
         canary: a recipe that each worker merges and asks when it starts and every ``canary_every`` trials; all must
             agree about it. deadlines: how long a trial may take.
+        prove: runs first, where and with what a worker will run. A problem ends the start as InputError; without one
+            its canary is what each worker's must be.
     """
 
     def __init__(
         self,
         setup: Setup,
         *,
-        count: int,
+        count: int | None,
+        most: int | None = None,
         address: str | None = None,
         canary: Recipe | None = None,
         canary_every: int = 50,
         deadlines: Deadlines | None = None,
+        prove: Callable[[Setup, Recipe], Proof] | None = None,
     ) -> None:
-        self._setup = setup
         self._canary = canary
         self._canary_every = canary_every
         self._deadlines = deadlines or Deadlines()
-        self._started = _start(address, count * setup.threads)
-        gpus = 1 if setup.device.startswith("cuda") else 0
-        self._actor: Any = ray.remote(_Actor).options(
-            num_cpus=setup.threads,
-            num_gpus=gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env=_environment(setup),
-        )
-        self._slots = [_Slot(actor=self._actor.remote(setup)) for _ in range(count)]
+        self._setup = setup
+        self._started = _start(address, (count or 1) * setup.threads * setup.tensor_parallel)
+        self._slots: list[_Slot] = []
         self._idle: list[_Slot] = []
         self._jobs: dict[Any, _Job] = {}
         self._waiting: list[Assignment] = []
         self._attempts: Counter[tuple[int, str]] = Counter()
-        self._reference: Canary | None = None
+        self.proof = None if prove is None or canary is None else self._proven(prove, canary)
+        self._reference = None if self.proof is None else self.proof.merge
+        self._actor: Any = ray.remote(_Actor).options(
+            scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0, **_resources(setup)
+        )
+        self._told: Any = ray.put(setup)
         self._retired = ""
         self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
+        self._grows = count is None
+        self._most = min(most or _ENDLESS, count or _ENDLESS)
+        for _ in range(min(max(_fitting(_needs(setup)), 1), self._most) if count is None else self._most):
+            self._add()
         self._first_contact()
+        if self._grows:
+            self._grow()
 
     @property
     def room(self) -> int:
@@ -125,7 +152,9 @@ class RayPool:
         idle = len(self._idle)
         while not outcomes and self._jobs and len(self._idle) <= idle:
             # All that are done, not only the first: ray.wait returns no more than num_returns.
-            ray.wait(list(self._jobs), num_returns=1, timeout=self._seconds_left())
+            some, _ = ray.wait(list(self._jobs), num_returns=1, timeout=self._seconds_left())
+            if not some and not any(job.placed for job in self._jobs.values()):
+                break
             done, _ = ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=0)
             outcomes.extend(o for ref in done if (o := self._collect(ref)) is not None)
             outcomes.extend(o for ref in self._overdue() if (o := self._give_up(ref)) is not None)
@@ -133,6 +162,12 @@ class RayPool:
         if not outcomes:
             self._require_workers()
         return outcomes
+
+    def workers(self) -> list[Busy]:
+        """Every worker and what it does: a trial, opening its models, or nothing."""
+        now = monotonic()
+        jobs = {id(job.slot): job for job in list(self._jobs.values())}
+        return [_busy(slot, jobs.get(id(slot)), now) for slot in list(self._slots)]
 
     def close(self) -> None:
         """Kill the actors; stop Ray if this pool started it."""
@@ -145,8 +180,38 @@ class RayPool:
             ray.shutdown()
 
     def process_ids(self) -> list[int]:
-        """Process numbers of the workers on whatever node they are."""
+        """Process numbers of the workers on whatever machine they are; 0 for one that has no place yet."""
         return [slot.pid for slot in self._slots]
+
+    def _add(self) -> None:
+        """One more place; Ray gives it a machine as soon as one has room."""
+        slot = _Slot(actor=self._actor.remote())
+        self._slots.append(slot)
+        self._call(slot)
+
+    def _call(self, slot: _Slot) -> None:
+        """Ask a new actor where it is; the answer comes when it has a place, however long that takes."""
+        slot.machine, slot.node, slot.pid, slot.told = "?", "", 0, 0
+        self._jobs[slot.actor.hello.remote()] = _Job(slot=slot, begun=monotonic())
+
+    def _grow(self) -> None:
+        """One place more than there is room for: a machine that joins finds it waiting."""
+        if self._grows and len(self._slots) < self._most and all(slot.node for slot in self._slots):
+            self._add()
+
+    @property
+    def engines(self) -> dict[str, Facts]:
+        """What runs on each worker, by its name."""
+        return {str(slot): slot.facts for slot in self._slots if slot.facts is not None}
+
+    def _proven(self, prove: Callable[[Setup, Recipe], Proof], canary: Recipe) -> Proof:
+        task: Any = ray.remote(prove).options(max_retries=0, **_resources(self._setup))
+        proof: Proof
+        (proof,) = self._answers([task.remote(self._setup, canary)])
+        if proof.problem:
+            self.close()
+            raise InputError(proof.problem)
+        return proof
 
     def _hand_out(self) -> None:
         while self._waiting and self._idle:
@@ -159,20 +224,35 @@ class RayPool:
     def _open(self, slot: _Slot) -> None:
         """Have a worker open its models, or, when it has, show that its merges are what they were."""
         slot.since_canary = 0
-        self._jobs[slot.actor.ready.remote(self._canary)] = _Job(slot=slot, begun=monotonic())
+        self._jobs[slot.actor.ready.remote(self._told, self._canary)] = _Job(slot=slot, begun=monotonic())
 
     def _collect(self, ref: Any) -> Outcome | None:
         job = self._jobs.pop(ref)
         try:
             answer = ray.get(ref)
         except RayTaskError as e:
+            if isinstance(e.cause, EngineDied):
+                return self._replace(job, _first_line(e.cause))
             return self._broken(job, e)
         except RayError as e:
             return self._replace(job, _first_line(e))
+        if isinstance(answer, _Contact):
+            if self._meet(job.slot, answer):
+                self._open(job.slot)
+            self._grow()
+            return None
         if job.assignment is None:
             self._greet(job.slot, answer)
             return None
         return self._take(job, answer)
+
+    def _meet(self, slot: _Slot, contact: "_Contact") -> bool:
+        """A worker that has a place now; whether it may stay there."""
+        slot.machine, slot.node, slot.pid = contact.machine, contact.node, contact.pid
+        if contact.code == code_version():
+            return True
+        self._retire(slot, f"workers must run the driver's {code_version()}, but {contact.machine} has {contact.code}")
+        return False
 
     def _take(self, job: _Job, outcome: Outcome) -> Outcome:
         """An outcome from a worker that lives."""
@@ -211,12 +291,15 @@ class RayPool:
 
     def _replace(self, job: _Job, reason: str) -> Outcome | None:
         """A new worker for a dead one, and its assignment again, or a failure where it killed too many."""
-        assignment = job.assignment
-        self._renew(job.slot, object() if assignment is None else assignment.number, reason)
+        assignment, left = job.assignment, _has_left(job.slot.node)
+        if left:
+            self._start_anew(job.slot)
+        else:
+            self._renew(job.slot, object() if assignment is None else assignment.number, reason)
         if assignment is None:
             return None
         key = (assignment.number, assignment.split)
-        self._attempts[key] += 1
+        self._attempts[key] += 0 if left else 1
         if self._attempts[key] > _RETRIES:
             reason = f"its worker died {self._attempts[key]} times: {reason}"
             return Failed(number=assignment.number, recipe=assignment.recipe, split=assignment.split, reason=reason)
@@ -230,10 +313,12 @@ class RayPool:
         if len(slot.faults) >= _FAULTS:
             self._retire(slot, f"it failed {_FAULTS} times in a row, the last with: {reason}")
             return
+        self._start_anew(slot)
+
+    def _start_anew(self, slot: _Slot) -> None:
         ray.kill(slot.actor)
-        slot.pid = 0
-        slot.actor, slot.told = self._actor.remote(self._setup), 0
-        self._open(slot)
+        slot.actor = self._actor.remote()
+        self._call(slot)
 
     def _retire(self, slot: _Slot, reason: str) -> None:
         """Do without this place from now on."""
@@ -241,29 +326,38 @@ class RayPool:
         _log.error(self._retired)
         ray.kill(slot.actor)
         self._slots.remove(slot)
+        if self._grows:  # who waits for a place would get the one that this has failed at
+            self._grows = False
+            for waiting in [slot for slot in self._slots if not slot.node]:
+                self._dismiss(waiting)
+
+    def _dismiss(self, slot: _Slot) -> None:
+        self._slots.remove(slot)
+        self._jobs = {ref: job for ref, job in self._jobs.items() if job.slot is not slot}
+        ray.kill(slot.actor)
 
     def _require_workers(self) -> None:
         if not self._slots:
             raise PoolError(f"at least one worker must be left, but none is; {self._retired}")
 
-    def _greet(self, slot: _Slot, contact: "_Contact") -> None:
+    def _greet(self, slot: _Slot, opened: "_Opened") -> None:
         """A worker that has opened its models: idle, where its canary is what the others' was."""
-        slot.node, slot.pid = contact.node, contact.pid
+        slot.facts, canary = opened.facts, opened.canary
         if self._reference is None:
-            self._reference = contact.canary
-        difference = contact.canary.differs_from(self._reference) if contact.canary and self._reference else None
+            self._reference = canary
+        difference = canary.differs_from(self._reference) if canary and self._reference else None
         if difference:
             self._retire(slot, f"its merges cannot be reproduced: {difference}")
         else:
             self._idle.append(slot)
 
     def _seconds_left(self) -> float:
-        now = monotonic()
-        return max(min(self._deadline(job) - now for job in self._jobs.values()), 0.0)
+        deadlines = [self._deadline(job) for job in self._jobs.values() if job.placed]
+        return max(min(deadlines) - monotonic(), 0.0) if deadlines else _LOOK_UP_SECONDS
 
     def _overdue(self) -> list[Any]:
         now = monotonic()
-        return [ref for ref, job in self._jobs.items() if self._deadline(job) <= now]
+        return [ref for ref, job in self._jobs.items() if job.placed and self._deadline(job) <= now]
 
     def _deadline(self, job: _Job) -> float:
         return job.begun + self._deadlines.seconds(job.assignment.split if job.assignment else "opening")
@@ -276,73 +370,142 @@ class RayPool:
 
     def _first_contact(self) -> None:
         """Wait until every worker has opened its models: what is wrong with the input shows here, before a trial."""
-        refs = [slot.actor.ready.remote(self._canary) for slot in self._slots]
+        placed = self._first_places()
+        contacts = self._answers(list(placed))
+        slots = [slot for slot, contact in zip(placed.values(), contacts, strict=True) if self._meet(slot, contact)]
+        opened = self._answers([slot.actor.ready.remote(self._told, self._canary) for slot in slots])
+        found = [o.canary for o in opened if o.canary is not None]
+        if found and self._reference is None:
+            # What most of them say: one broken worker among several must not make the others look broken.
+            self._reference = Counter(found).most_common(1)[0][0]
+        for slot, answer in zip(slots, opened, strict=True):
+            self._greet(slot, answer)
+        self._require_workers()
+
+    def _first_places(self) -> dict[Any, _Slot]:
+        """The workers that have a place, by what they say then: all of them, or those that have one after a minute."""
+        done: list[Any] = []
+        while not done:
+            done, _ = ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=_PATIENCE_SECONDS)
+            if not done:
+                self._still_waiting()
+        return {ref: self._jobs.pop(ref).slot for ref in done}
+
+    def _still_waiting(self) -> None:
+        """Say so; raises InputError where it would be for ever."""
+        needs = _needs(self._setup)
+        if not _fitting(needs):
+            self.close()
+            raise InputError(
+                f"a worker must fit on one machine of the cluster, but it takes {_amounts(needs)}, and the "
+                f"machines have {'; '.join(filter(None, map(_amounts, _machines()))) or 'nothing'}."
+            )
+        free: Any = ray.available_resources  # without types of its own
+        _log.warning("waiting for workers; of Ray's resources free now: %s", free())
+
+    def _answers(self, refs: list[Any]) -> list[Any]:
+        """What is waited for when workers start, however long; the pool ends where one of it is an error."""
         while ray.wait(refs, num_returns=len(refs), timeout=_PATIENCE_SECONDS)[1]:
-            free: Any = ray.available_resources  # without types of its own
-            _log.warning("waiting for workers; of Ray's resources free now: %s", free())
+            self._still_waiting()
         try:
-            contacts = ray.get(refs)
+            return list(ray.get(refs))
         except RayError as e:
             self.close()
             cause = e.cause if isinstance(e, RayTaskError) else e
             if isinstance(cause, InputError):
                 raise cause from e
             raise PoolError(f"the workers must start, but the first error was: {_first_line(e)}") from e
-        found = [c.canary for c in contacts if c.canary is not None]
-        if found:
-            # What most of them say: one broken worker among several must not make the others look broken.
-            self._reference = Counter(found).most_common(1)[0][0]
-        for slot, contact in list(zip(self._slots, contacts, strict=True)):
-            self._greet(slot, contact)
-        self._require_workers()
+
+
+def _busy(slot: _Slot, job: _Job | None, now: float) -> Busy:
+    if job is None:
+        return Busy(worker=str(slot), doing="idle")
+    if not job.placed:
+        return Busy(worker="?", doing="waiting for a machine", seconds=now - job.begun)
+    doing = "opening its models" if job.assignment is None else described(job.assignment)
+    return Busy(worker=str(slot), doing=doing, seconds=now - job.begun)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Contact:
-    """Where a worker is, and what its canary said."""
+    """Where a worker is, and what code it runs."""
 
+    machine: str
     node: str
     pid: int
+    code: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What runs on a worker, and what its canary said."""
+
+    facts: Facts
     canary: Canary | None
 
 
 class _Actor:
     """The worker inside its Ray actor."""
 
-    def __init__(self, setup: Setup) -> None:
-        # Opening is a task of its own: an error in here would reach the driver as the text of a dead actor.
-        self._setup = setup
+    def __init__(self) -> None:
+        # Nothing of ours comes with it: where another version runs, the first that is asked is which one.
         self._worker: Worker | None = None
 
-    def open(self) -> Worker:
-        if self._worker is None:
-            self._worker = Worker(self._setup)
-        return self._worker
+    def hello(self) -> _Contact:
+        """What is said as soon as there is a place for it."""
+        node = ray.get_runtime_context().get_node_id()
+        return _Contact(machine=socket.gethostname(), node=node, pid=os.getpid(), code=code_version())
 
-    def ready(self, canary: Recipe | None) -> _Contact:
-        worker = self.open()
-        return _Contact(
-            node=socket.gethostname(),
-            pid=os.getpid(),
-            canary=None if canary is None else worker.canary(canary),
-        )
+    def ready(self, setup: Setup, canary: Recipe | None) -> _Opened:
+        """Open the models where they are not open yet; in __init__ an error would reach the driver as a dead actor."""
+        if self._worker is None:
+            self._worker = Worker(setup)
+        return _Opened(facts=self._worker.facts, canary=None if canary is None else self._worker.canary(canary))
 
     def run(self, assignment: Assignment, verdicts: Mapping[str, Mapping[str, Any]]) -> Outcome:
         """Verdicts are those that judges have given other workers since this one ran last."""
-        worker = self.open()
-        worker.learn(verdicts)
-        return worker.run(assignment)
+        assert self._worker is not None
+        self._worker.learn(verdicts)
+        return self._worker.run(assignment)
 
 
 def _end_stopped(slot: _Slot) -> None:
     """End a process of this machine that may be stopped: it would not hear what Ray has to say."""
-    if slot.node == socket.gethostname():
+    if slot.machine == socket.gethostname():
         with suppress(ProcessLookupError):
             os.kill(slot.pid, signal.SIGKILL)
 
 
 def _reason(outcome: Outcome) -> str:
     return outcome.reason if isinstance(outcome, Failed) else ""
+
+
+def _needs(setup: Setup) -> dict[str, float]:
+    """What of a machine one worker takes: threads, and GPUs, for each process of its engine."""
+    cuda = setup.device.startswith("cuda") or (setup.device == "auto" and any("GPU" in node for node in _machines()))
+    processes = float(setup.tensor_parallel)
+    return {"CPU": setup.threads * processes} | ({"GPU": processes} if cuda else {})
+
+
+def _machines() -> list[dict[str, float]]:
+    """What the cluster's machines have."""
+    nodes: Any = ray.nodes  # without types of its own
+    return [node["Resources"] for node in nodes() if node["Alive"]]
+
+
+def _has_left(node: str) -> bool:
+    """Whether a machine that was there is not any more."""
+    nodes: Any = ray.nodes
+    return any(found["NodeID"] == node and not found["Alive"] for found in nodes())
+
+
+def _fitting(needs: Mapping[str, float]) -> int:
+    """How many workers the cluster's machines can hold, whatever else runs there."""
+    return sum(int(min(node.get(kind, 0) // amount for kind, amount in needs.items())) for node in _machines())
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU") if kind in resources)
 
 
 def _start(address: str | None, cpus: int) -> bool:
@@ -380,6 +543,12 @@ def _require_answer(address: str) -> None:
         raise InputError(
             f"--ray must be the address of a running Ray cluster, but nobody answers at {address}: {e}."
         ) from e
+
+
+def _resources(setup: Setup) -> dict[str, Any]:
+    """The same in Ray's words."""
+    needs = _needs(setup)
+    return {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "runtime_env": _environment(setup)}
 
 
 def _environment(setup: Setup) -> dict[str, Any]:

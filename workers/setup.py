@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from search_spaces.errors import InputError
 from storage.checkpoints import Source
-from storage.records import SPLITS
+from storage.records import FURTHER, SPLITS
+from workers.family import Family
 from workers.lm_eval_suites import LmEval
 from workers.racing import Rules
 from workers.scorers import make_scorer
@@ -14,11 +15,13 @@ from workers.scores import Across
 from workers.sheet import Objective, Suite
 from workers.suites import SuiteFiles, choose, read_splits, split_items
 
+EngineName = Literal["transformers", "vllm"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuitePlan:
-    """A suite's files, its scorer by name, and at most how many items are asked: ``items`` of the search split,
-    ``fresh_items`` of each of the others.
+    """A suite's files, its scorer by name, and at most how many items are asked: ``items`` of the search split and as
+    many further ones of a second look, ``fresh_items`` of each of the others.
 
     A task of lm-evaluation-harness has no files: its documents are the items.
     """
@@ -31,9 +34,12 @@ class SuitePlan:
     fresh_items: int | None = None
 
     def load(self) -> dict[str, Suite]:
-        """The suite of each split; raises InputError for files that are missing, broken or overlapping."""
+        """The suite of each split, and of the search split's further items, of which there may be none.
+
+        Raises: InputError for files that are missing, broken or overlapping.
+        """
         scorer = make_scorer(self.scorer, self.options)
-        most = {split: self.items if split == "search" else self.fresh_items for split in SPLITS}
+        most = dict.fromkeys(SPLITS, self.fresh_items) | {"search": self.items and 2 * self.items}
         if isinstance(scorer, LmEval):
             every = split_items(scorer.items(), scorer.title)
             splits = {split: choose(items, most[split]) for split, items in every.items()}
@@ -41,6 +47,9 @@ class SuitePlan:
             splits = read_splits(self.files, most)
         else:
             raise InputError(f"a suite must have a path, but {self.key} has none.")
+        first = choose(splits["search"], self.items)
+        asked = {item.id for item in first}
+        splits |= {"search": first, FURTHER: [item for item in splits["search"] if item.id not in asked]}
         return {split: Suite(key=self.key, scorer=scorer, items=tuple(items)) for split, items in splits.items()}
 
 
@@ -80,6 +89,9 @@ class Setup:
         seed: the study's, from which the masks of DARE and DELLA are drawn.
         verdicts: what judges have said already, by the digest of what they were asked.
         racing: how trials race on the search split; None where each answers all its items.
+        fingerprints: of the sources when the study began, by name; what a worker stages must have the same.
+        engine: what runs the model. tensor_parallel: processes, and GPUs, over which one vLLM engine spreads it.
+        max_model_len: tokens that fit into a vLLM engine; None for as many as the model can attend to.
     """
 
     sources: tuple[Source, ...]
@@ -91,3 +103,12 @@ class Setup:
     seed: int = 0
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     racing: Rules | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    engine: EngineName = "transformers"
+    tensor_parallel: int = 1
+    max_model_len: int | None = None
+
+    @property
+    def family(self) -> Family:
+        """What its merges are made of."""
+        return Family(sources=self.sources, base=self.base, seed=self.seed, fingerprints=self.fingerprints)

@@ -5,21 +5,25 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import exp, inf
+from math import inf
 from pathlib import Path
-from statistics import fmean
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
-from workers.engine import Request
+from search_spaces.recipe import Recipe
+from workers.endings import Endings
+from workers.engine import Facts, Request
 from workers.errors import EngineError
+from workers.family import Family
 from workers.layouts import as_stored
 from workers.model_classes import auto_class
+from workers.placement import placed
 from workers.questions import Generated, LogLikelihood
 
 _BATCH_TOKENS: Final = {"cpu": 4096, "cuda": 32768}
@@ -79,10 +83,9 @@ class TransformersEngine:
         self._model.eval().requires_grad_(False)
         self._past = _past_name(self._model)
         self._device = torch.device(device)
-        self._tokenizer = tokenizer
-        self._ends = _end_tokens(self._model, tokenizer)
-        self._end = torch.tensor(sorted(self._ends), device=device)
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._ends, default=0)
+        self._endings = Endings.of(self._model.generation_config, tokenizer)
+        self._end = torch.tensor(sorted(self._endings.tokens), device=device)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._endings.first
         # Keyed by identity: the tuple itself is kept beside its batches, so that its id stays taken.
         self._prepared: dict[int, tuple[tuple[Request, ...], list[Any]]] = {}
         self._batch_tokens = _BATCH_TOKENS[self._device.type]
@@ -96,8 +99,12 @@ class TransformersEngine:
     @property
     def context(self) -> int:
         """Tokens that the model can attend to."""
-        config = self._model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        return context_of(self._model.config)
+
+    @property
+    def exact(self) -> bool:
+        """On a CPU the same batches give the same bits."""
+        return self._device.type == "cpu"
 
     def loglikelihood(self, requests: tuple[Request, ...]) -> Sequence[LogLikelihood]:
         """One prefill for each batch of similar length."""
@@ -147,7 +154,7 @@ class TransformersEngine:
                 written, likely = self._decode(batch, asked, spread)
             for row, tokens, logs, request in zip(batch.rows, written, likely, asked, strict=True):
                 most = request.max_new_tokens
-                answers[row] = self._generated(tokens[:most], logs[:most], request.stop)
+                answers[row] = self._endings.generated(tokens[:most], logs[:most], request.stop)
         spread.require(requests)
         return [a for a in answers if a is not None]
 
@@ -196,21 +203,8 @@ class TransformersEngine:
         whole has the last word; four tokens a character are those of a tokenizer that falls back to bytes.
         """
         last = tokens[-(_LOOK + 4 * max(map(len, stop), default=0)) :]
-        return any(s in self._text(last) for s in stop) and any(s in self._text(tokens) for s in stop)
-
-    def _generated(self, tokens: list[int], logs: list[float], stop: Sequence[str]) -> Generated:
-        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
-        text = self._text(tokens[:end])
-        stops = [place for place in map(text.find, stop) if place >= 0]
-        written = logs if end is None else logs[: end + 1]
-        return Generated(
-            text=text[: min(stops, default=None)],
-            truncated=end is None and not stops,
-            confidence=None if stops else exp(fmean(written)),
-        )
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        text = self._endings.text
+        return any(s in text(last) for s in stop) and any(s in text(tokens) for s in stop)
 
     def _forward(self, batch: _Batch, **options: Any) -> Any:
         options.setdefault("use_cache", False)
@@ -235,7 +229,7 @@ class TransformersEngine:
         return known[1]
 
     def _prepare(self, requests: tuple[Request, ...]) -> Iterator[tuple[_Batch, _Targets | None]]:
-        tokens = [_fed(r, min(self._ends, default=0)) for r in requests]
+        tokens = [r.fed(self._endings.first) for r in requests]
         order = sorted(range(len(requests)), key=lambda i: (len(tokens[i]), i))
         lengths = [max(len(t), r.length) for t, r in zip(tokens, requests, strict=True)]
         for rows in _in_batches(order, lengths, self._batch_tokens):
@@ -263,14 +257,46 @@ class TransformersEngine:
         return _Batch(tuple(rows), padded, (places >= 0).long(), places.clamp(min=0))
 
     def _targets(self, requests: Sequence[Request]) -> _Targets:
-        ending = min(self._ends, default=0)
-        wanted = [[*r.continuation, ending] if r.ends else list(r.continuation) for r in requests]
+        wanted = [r.wanted(self._endings.first) for r in requests]
         width = max(map(len, wanted))
         return _Targets(
             tokens=torch.tensor([[0] * (width - len(w)) + w for w in wanted], device=self._device),
             counts=torch.tensor([[False] * (width - len(w)) + [True] * len(w) for w in wanted], device=self._device),
             ends=torch.tensor([[False] * (width - 1) + [r.ends] for r in requests], device=self._device),
         )
+
+
+class MergingEngine(TransformersEngine):
+    """An engine whose weights are merges of a family, made in this process and written in place.
+
+    Args:
+        family: its base is the model that is loaded; every other argument is that of the engine.
+    Raises: InputError where a checkpoint does not open.
+    """
+
+    def __init__(self, family: Family, tokenizer: PreTrainedTokenizerBase, *, dtype: str, device: str) -> None:
+        started = perf_counter()
+        checkpoints = family.opened()
+        base = checkpoints[family.base]
+        super().__init__(base.path, tokenizer, dtype=dtype, device=device, trust_remote_code=base.trust_remote_code)
+        self._live = self.weights()
+        self._merger = family.merger(placed({name: c.tensors for name, c in checkpoints.items()}, self._live))
+        arguments = {"dtype": dtype, "device": device}
+        self.facts = Facts(
+            engine="transformers",
+            version=transformers_version,
+            seconds=perf_counter() - started,
+            arguments=arguments,
+        )
+
+    def swap(self, recipe: Recipe) -> str:
+        """Write the merge into the live weights; returns its digest. Raises MergeError for what cannot be merged."""
+        return self._merger.merge_into(recipe, self._live)
+
+
+def context_of(config: Any) -> int:
+    """Tokens that a model with this config can attend to."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def empty_weights(path: Path, dtype: str, *, trust_remote_code: bool = False) -> Mapping[str, Tensor]:
@@ -309,23 +335,9 @@ def _past_name(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
-    ends = configured if isinstance(configured, list) else [configured]
-    return frozenset(t for t in [*ends, tokenizer.eos_token_id] if t is not None)
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     """On a CPU torch says so in words only."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _fed(request: Request, ending: int) -> list[int]:
-    """What the model reads: all but the last token that it shall predict."""
-    if not request.continuation:
-        return list(request.prompt)
-    whole = [*request.prompt, *request.continuation]
-    return [*whole, ending][:-1] if request.ends else whole[:-1]
 
 
 def _in_batches(order: Sequence[int], lengths: Sequence[int], limit: int) -> Iterator[list[int]]:

@@ -10,24 +10,18 @@ import torch
 
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
-from storage.records import Assignment, Failed, Measured, Outcome
-from workers.canary import Canary, canary_of
-from workers.engine import Request
+from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
+from workers.canary import Canary, canary_of, song_of
+from workers.engine import Facts
+from workers.engines import load
 from workers.errors import TrialError
 from workers.marks import open_all
-from workers.merger import Merger
-from workers.placement import placed
-from workers.prompts import load_tokenizer, to_request
-from workers.questions import Generation
+from workers.prompts import load_tokenizer
 from workers.racing import lay_rungs
 from workers.referee import Referee
 from workers.second_stage import SecondStage, Verdict
 from workers.setup import Setup
 from workers.sheet import Asked, Objective, Sheet
-from workers.transformers_engine import TransformersEngine
-
-_CANARY_ITEMS = 4
-"""Prompts of each suite that a canary asks."""
 
 
 class Worker:
@@ -36,31 +30,30 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         """Open checkpoints and engine; raises InputError where a file is missing or does not fit."""
         torch.set_num_threads(setup.threads)
-        checkpoints = {source.name: Checkpoint(source) for source in setup.sources}
-        base = checkpoints[setup.base]
+        root = setup.family.root
+        base = Checkpoint(root)
         self.name = f"{platform.node()}:{os.getpid()}"
         self._setup = setup
-        self._tokenizer = load_tokenizer(base.path, trust_remote_code=base.trust_remote_code)
-        self._engine = TransformersEngine(
-            base.path,
-            self._tokenizer,
-            dtype=setup.dtype,
-            device=pick_device(setup.device),
-            trust_remote_code=base.trust_remote_code,
-        )
-        self._targets = self._engine.weights()
+        self._tokenizer = load_tokenizer(base.path, trust_remote_code=root.trust_remote_code)
         self._objectives = {plan.name: plan.load() for plan in setup.objectives}
-        self._stage = SecondStage(device=pick_device(setup.device), verdicts=setup.verdicts)
-        if self._stage.device != "cpu":  # what second models leave free decides where checkpoints lie
-            open_all([s.scorer for o in self._objectives.values() for s in o["search"].suites], self._stage)
-        sources = placed({name: checkpoint.tensors for name, checkpoint in checkpoints.items()}, self._targets)
-        self._merger = Merger(sources, setup.base, seed=setup.seed)
+        searched = [suite for objective in self._objectives.values() for suite in objective["search"].suites]
+        device = pick_device(setup.device)
+        self._stage = SecondStage(device=device, verdicts=setup.verdicts)
+        if device != "cpu":  # what second models leave free decides how much of it the engine takes
+            open_all([suite.scorer for suite in searched], self._stage)
+        self._engine = load(setup, self._tokenizer, device=device)
+        self._gpus = setup.tensor_parallel if device.startswith("cuda") else 0
         self._sheets: dict[str, Sheet] = {}
-        self._song = self._canary_requests()
+        self._song = song_of(searched, self._tokenizer, self._engine.context)
+
+    @property
+    def facts(self) -> Facts:
+        """What runs here, and how long it took to start."""
+        return self._engine.facts
 
     def canary(self, recipe: Recipe) -> Canary:
         """What this worker makes of a recipe: the same every time, and the same as every other worker's."""
-        digest = self._merger.merge_into(recipe, self._targets)
+        digest = self._engine.swap(recipe)
         return canary_of(digest, self._engine, self._song)
 
     def learn(self, verdicts: Mapping[str, Verdict]) -> None:
@@ -85,9 +78,10 @@ class Worker:
         started, forward = perf_counter(), self._engine.forward_seconds
         sheet = self._sheet(assignment.split)
         ready = perf_counter()
-        digest = self._merger.merge_into(assignment.recipe, self._targets)
+        digest = self._engine.swap(assignment.recipe)
         merged = perf_counter()
         result = sheet.ask(self._engine, self._referee(assignment))
+        total = perf_counter() - started
         return Measured(
             number=assignment.number,
             recipe=assignment.recipe,
@@ -102,22 +96,16 @@ class Worker:
                 "prepare": ready - started,
                 "merge": merged - ready,
                 "forward": self._engine.forward_seconds - forward,
-                "total": perf_counter() - started,
+                "total": total,
+                "gpu": total * self._gpus,
             },
             worker=self.name,
         )
 
-    def _canary_requests(self) -> tuple[Request, ...]:
-        """A few prompts of every suite; how likely each is, given its first token."""
-        suites = [suite for objective in self._objectives.values() for suite in objective["search"].suites]
-        questions = [Generation(prompt=i.prompt, max_new_tokens=1) for s in suites for i in s.items[:_CANARY_ITEMS]]
-        prompts = [to_request(self._tokenizer, question).prompt for question in questions]
-        fitting = [p for p in prompts if 1 < len(p) <= self._engine.context]
-        return tuple(Request(prompt=p[:1], continuation=p[1:]) for p in fitting)
-
     def _sheet(self, split: str) -> Sheet:
         if split not in self._sheets:
-            asked = [plan.name for plan in self._setup.objectives if split != "search" or not plan.watched]
+            searched = split in ("search", FURTHER)
+            asked = [plan.name for plan in self._setup.objectives if not (searched and plan.watched)]
             objectives = [self._objectives[name][split] for name in asked]
             self._sheets[split] = Sheet(
                 objectives, self._tokenizer, self._engine.context, self._rungs(split, objectives), self._stage

@@ -75,7 +75,7 @@ def populations(family: Path, fresh: int) -> list[Population]:
         found = results(store, "demo")
     recipes = {r.trial: r.recipe for r in [*found.front, *found.baselines]}
     with tempfile.TemporaryDirectory() as directory:
-        return _measured(_with_fresh_items(found.spec, Path(directory), fresh), list(recipes.values()))
+        return _measured(fresh_items(found.spec, Path(directory), fresh), list(recipes.values()))
 
 
 def coverage(population: Population, *, sets: int, seed: int = 0) -> dict[str, str]:
@@ -116,7 +116,7 @@ def _differences(population: Population, items: Items, values: Sequence[Sequence
     }
 
 
-def _with_fresh_items(spec: Spec, directory: Path, fresh: int) -> Spec:
+def fresh_items(spec: Spec, directory: Path, fresh: int) -> Spec:
     """The study with fresh items in the place of its report files."""
     document = spec.document()
     every = [language.Problem(skill="addition", parts=p) for p in itertools.product(language.NUMBERS, repeat=3)]

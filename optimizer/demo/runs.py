@@ -11,7 +11,7 @@ class Run:
     """One training run: what it trains on and how long.
 
     `tasks` holds how often each task is drawn, in any unit; `start` names the checkpoint to go on from, None for random
-    weights.
+    weights, in a model of so many attention `heads`.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Run:
     learning_rate: float
     languages: tuple[str, ...] = LANGUAGES
     start: str | None = "base"
+    heads: int = 4
 
     @property
     def examples(self) -> int:

@@ -37,7 +37,9 @@ def tour(directory: Path, *, trials: int | None) -> None:
         shutil.rmtree(out)  # an export of an earlier tour
     pick = _pick(storage)
     _run("export", _STUDY, "--storage", storage, "--pick", pick, "--out", str(out))
-    _conclude(storage, pick, out)
+    report = directory / "report.html"
+    _run("report", _STUDY, "--storage", storage, "--pick", pick, "--out", str(report))
+    _conclude(storage, pick, out, report)
 
 
 def _search(study_file: Path, storage: str, trials: int | None) -> None:
@@ -70,7 +72,7 @@ def _run(*arguments: str) -> None:
         raise TourFailed(f"every command of the demo must end well, but {arguments[0]} ended with code {code}.")
 
 
-def _conclude(storage: str, pick: str, out: Path) -> None:
+def _conclude(storage: str, pick: str, out: Path, report: Path) -> None:
     """The ten-second table, and what to do next."""
     with api.open_store(storage) as store:
         found = api.front(_STUDY, storage=storage)
@@ -80,6 +82,7 @@ def _conclude(storage: str, pick: str, out: Path) -> None:
     Console(highlight=False, soft_wrap=True).print(
         f"The merge is an ordinary model directory:\n"
         f'  transformers.AutoModelForCausalLM.from_pretrained("{out}")\n'
+        f"The whole story:      open {report} in a browser\n"
         f"See all of it:        mergefront front {_STUDY} --all --storage {storage}\n"
         f"Search on:            mergefront resume {_STUDY} --trials 20 --storage {storage}\n"
         f"Your own checkpoints: copy {out.parent}/study.yaml and change the paths.",

@@ -33,7 +33,7 @@ def train(run: Run, models_directory: Path, seed: int, report: Callable[[int], N
     torch.manual_seed(seed)
     rng = random.Random(f"{run.name} {seed}")
     tokenizer = make_tokenizer()
-    model = _load(models_directory / run.start) if run.start else LlamaForCausalLM(_config(tokenizer))
+    model = _load(models_directory / run.start) if run.start else LlamaForCausalLM(_config(tokenizer, run.heads))
     batches = _batches(run, rng)
     _fit(model, batches, run, report)
     save(model, tokenizer, models_directory / run.name)
@@ -72,14 +72,14 @@ def encode(prompt: str, answer: str, ids: Mapping[str, int]) -> tuple[list[int],
     return [ids[word] for word in words], len(question)
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _config(tokenizer: PreTrainedTokenizerFast, heads: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=64,
         tie_word_embeddings=True,
         # The usual 0.02 is for wide models: at this width, training stands still for hundreds of steps.

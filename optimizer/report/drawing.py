@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from optimizer.report.figures import Axis, Bars, Curve, Figure, Heat, Point, Role, Scatter, Spread, front_of
+from optimizer.report.figures import Axis, Bars, Curve, Figure, Heat, Point, Role, Scatter, Spread, front_of, roomy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,9 @@ _LOCK = threading.Lock()
 
 MARKS: Final = "trials:"
 """How the id of a group of marks begins in an SVG."""
+
+_LONG_NAME = 24
+"""Characters of a baseline's name that fit beside its mark; the table has all of it."""
 
 _MOST_NUMBERS = 30
 """Columns of a matrix beyond which its cells have no room for numbers."""
@@ -128,8 +131,8 @@ def _scatter(drawing: Drawing, figure: Scatter, size: Size) -> None:
     axes = drawing.subplots()
     axes.grid(color=PALETTE.grid, linewidth=0.6)
     x, y = figure.frame
-    axes.set_xlim(*_roomy(*x))
-    axes.set_ylim(*_roomy(*y))
+    axes.set_xlim(*roomy(*x))
+    axes.set_ylim(*roomy(*y))
     _bounds(axes, figure.axes)
     shown = [p for p in figure.points if _inside(axes, p)]
     _trials(axes, shown)
@@ -147,11 +150,6 @@ def _scatter(drawing: Drawing, figure: Scatter, size: Size) -> None:
     drawing.draw_without_rendering()
     drawing.set_layout_engine("none")
     _label(axes, shown, size)
-
-
-def _roomy(low: float, high: float) -> tuple[float, float]:
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - room, high + room
 
 
 def _bounds(axes: Axes, both: tuple[Axis, Axis]) -> None:
@@ -278,9 +276,10 @@ def _label(axes: Axes, points: Sequence[Point], size: Size) -> None:
         )
         for p in named
     ]
-    marks = np.array([_place(p) for p in points if p.role is not Role.INFEASIBLE])
+    marks = np.array([_place(p) for p in points if p.on_front or p.label or p.picked or p.chosen])
     thread = {"arrowstyle": "-", "color": PALETTE.muted, "linewidth": 0.6}
-    adjust_text(texts, x=marks[:, 0], y=marks[:, 1], ax=axes, arrowprops=thread)
+    # A number of steps, not a time: the same figure must give the same drawing on a busy machine.
+    adjust_text(texts, x=marks[:, 0], y=marks[:, 1], ax=axes, iter_lim=200, arrowprops=thread)
 
 
 def _place(point: Point) -> tuple[float, float]:
@@ -289,7 +288,8 @@ def _place(point: Point) -> tuple[float, float]:
 
 
 def _name(point: Point) -> str:
-    return " ".join(filter(None, (point.label, f"pick: trial {point.trial}" if point.chosen else "")))
+    label = point.label if len(point.label) <= _LONG_NAME else f"{point.label[: _LONG_NAME - 1]}…"
+    return " ".join(filter(None, (label, f"pick: trial {point.trial}" if point.chosen else "")))
 
 
 def _axis_text(axis: Axis) -> str:

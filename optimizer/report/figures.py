@@ -14,9 +14,8 @@ from optimizer.compare import amount
 from optimizer.front import non_dominated
 from optimizer.report.findings import Findings
 from optimizer.report.growth import Growth, growth
-from optimizer.results import Row
+from optimizer.results import Row, direction
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec
-from optimizer.validate import direction
 from optimizer.why import STEP, Change, Influence
 from search_spaces.recipe import Recipe
 from storage.records import Z95, Measured, Score
@@ -216,10 +215,10 @@ def fronts(found: Findings) -> list[Scatter]:
     if len(optimised) == 1:
         return [_scatter(found, None, optimised[0])]
     pairs = list(combinations(optimised, 2)) if len(optimised) <= 3 else [(optimised[0], o) for o in optimised[1:]]
-    return [plane for y, x in pairs for plane in _with_close_up(_scatter(found, x, y))]
+    return [plane for y, x in pairs for plane in with_close_up(_scatter(found, x, y))]
 
 
-def _with_close_up(whole: Scatter) -> list[Scatter]:
+def with_close_up(whole: Scatter) -> list[Scatter]:
     """The plane, and the front from near where baselines far away leave it little room."""
     near = replace(
         whole,
@@ -554,6 +553,12 @@ def _signed(gain: float, objective: ObjectiveSpec) -> str:
 def _weight(weight: float) -> str:
     """``.51``; nothing for a weight of zero."""
     return f"{weight:.2f}".replace("0.", ".", 1) if round(weight, 2) else ""
+
+
+def roomy(low: float, high: float) -> tuple[float, float]:
+    """Ends of an axis with some room beside what it must hold."""
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    return low - room, high + room
 
 
 def front_of(points: Sequence[Point], axes: tuple[Axis, Axis]) -> list[Point]:

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from optuna.samplers import RandomSampler
 
 from optimizer import validate
 from optimizer.compare import Comparison, between
-from optimizer.front import knee
 from optimizer.outcomes import Outcomes
+from optimizer.outlook import end_text
 from optimizer.repeat import repeat_text
 from optimizer.report.changed import Changed, changed_most
-from optimizer.results import Results, choose, results, scores_of
+from optimizer.results import Results, choose, results
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec, Spec
-from optimizer.validate import Validation, direction
+from optimizer.standing import standings, standings_text
+from optimizer.validate import Validation
 from optimizer.why import Why, why
 from search_spaces.errors import InputError
 from storage.records import SPLITS, Measured
@@ -38,7 +38,8 @@ class Findings:
         put forward, and ``no_choice`` why. why: what each checkpoint does. against: the choice against uniform and
         base, on their freshest split. changed: the items that differ most between choice and uniform. missing: why what
         needs the suites' files is not there, empty where it is. failures: trial to the reasons of its failed attempts.
-        span: first and last measurement, UTC; None without any.
+        standings: the front against what one would try anyway, a sentence each. early_end: why the search stopped
+        early, empty where it did not. seconds: by stage. span: first and last measurement, UTC; None without any.
     """
 
     record: StudyRecord
@@ -54,7 +55,10 @@ class Findings:
     changed: tuple[Changed, ...]
     missing: str
     failures: Mapping[int, list[str]]
+    standings: tuple[str, ...]
     repeat_noise: str
+    early_end: str
+    seconds: Mapping[str, float]
     span: tuple[str, str] | None
 
     @property
@@ -81,7 +85,7 @@ def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
     found = results(store, name)
     measured = {split: store.measured(name, split) for split in SPLITS}
     picked = validate.picks(found, measured["validation"])
-    choice, no_choice = _choice(found, measured["validation"], picked, pick)
+    choice, no_choice = _choice(found, measured["validation"], pick)
     paired = _paired(store, name, found, measured, choice)
     return Findings(
         record=store.study(name),
@@ -97,20 +101,23 @@ def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
         changed=paired.changed,
         missing=paired.missing,
         failures=store.failures(name),
+        standings=tuple(standings_text(standings(store, name, found))),
         repeat_noise=repeat_text(store.notes(name)),
+        early_end=end_text(store.notes(name)),
+        seconds=store.seconds(name),
         span=store.span(name),
     )
 
 
-def default_pick(spec: Spec) -> str | None:
+def default_pick(spec: Spec) -> str:
     """The pick that the constraints suggest: the best of the first objective without one, where all of them hold.
 
-    None where no objective has a constraint, or all have: then the front's knee is put forward.
+    The front's knee where no objective has a constraint, or all have.
     """
     free = [o for o in spec.optimised if not _bounds(o)]
     conditions = [condition for o in spec.optimised for condition in _bounds(o)]
     if not free or not conditions:
-        return None
+        return "knee"
     return f"{'max' if free[0].maximise else 'min'} {free[0].name} where {' and '.join(conditions)}"
 
 
@@ -121,7 +128,7 @@ def _bounds(objective: ObjectiveSpec) -> list[str]:
 
 
 def _why(store: Store, name: str, found: Results) -> Why:
-    merges = {r.trial: r.recipe.mean_weights() for r in found.merges}
+    merges = {r.trial: r.recipe.mean_weights() for r in found.rows if found.spec.space.contains(r.recipe)}
     return why(store.optuna_study(name, RandomSampler(seed=0)), [o.name for o in found.spec.optimised], merges)
 
 
@@ -160,31 +167,14 @@ def _paired(
         return _Paired(missing=str(e))
 
 
-def _choice(
-    found: Results, validated: Mapping[int, Measured], picked: tuple[int, ...], pick: str | None
-) -> tuple[Choice | None, str]:
+def _choice(found: Results, validated: Mapping[int, Measured], pick: str | None) -> tuple[Choice | None, str]:
     """The choice, or why there is none. Raises InputError where a pick that was asked for chooses nothing."""
     if pick is not None:
         return Choice(trial=choose(found, validated, pick), rule=pick), ""
-    merges = [r for r in found.merges if not r.stopped]
-    if not merges:
+    if all(r.stopped for r in found.merges):
         return None, "no merge has been measured yet"
-    expression = default_pick(found.spec)
-    if expression is None:
-        return _knee(found, validated, picked)
+    rule = default_pick(found.spec)
     try:
-        return Choice(trial=choose(found, validated, expression), rule=expression), ""
+        return Choice(trial=choose(found, validated, rule), rule=rule), ""
     except InputError as e:
         return None, str(e).rstrip(".")
-
-
-def _knee(found: Results, validated: Mapping[int, Measured], picked: tuple[int, ...]) -> tuple[Choice | None, str]:
-    """The front's knee: by validated means where there are picks."""
-    trials = picked or tuple(r.trial for r in found.merges if r.on_front)
-    if not trials:
-        return None, "no merge meets the constraints"
-    means = scores_of(validated, [found.row(t) for t in trials])
-    values = np.array([[means[t][o.name] for o in found.spec.optimised] for t in trials])
-    trial = trials[knee(values, [direction(o) for o in found.spec.optimised])]
-    one = len(found.spec.optimised) == 1
-    return Choice(trial=trial, rule="the best" if one else "the knee of the front"), ""

@@ -6,8 +6,7 @@ import numpy as np
 
 from optimizer.features import Array
 from optimizer.front import hypervolume
-from optimizer.results import Results, Row
-from optimizer.validate import direction
+from optimizer.results import Results, Row, direction
 
 ENOUGH = 0.99
 """Share of the final hypervolume from which on a study counts as flat."""

@@ -81,6 +81,7 @@
     };
     const open = (mark) => {
       show(mark.dataset.trial);
+      svg.parentElement.after(panel); // below the drawing that was clicked, where it is seen
       history.replaceState(null, "", `#trial-${mark.dataset.trial}`);
     };
     svg.addEventListener("pointermove", (event) => approach(nearest(event)));

@@ -1,6 +1,7 @@
 """Drawings as parts of a page: colours that follow it, marks that know their trial, ids that nobody else has."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -28,10 +29,10 @@ def inline(figure: Figure, size: Size) -> str:
     root = _drawn(figure, size)
     for element in root.iter():
         _restyle(element)
-        if element.get("id", "").startswith(MARKS):
-            _name_marks(element)
-        if element.tag == "g":
-            element.attrib.pop("id", None)  # what nobody refers to, and every drawing has
+    for group in root.iter("g"):
+        name = group.attrib.pop("id", "")  # nobody refers to them, and every drawing has the same
+        if name.startswith(MARKS):
+            _name_marks(group, name.removeprefix(MARKS).split(","))
     return ET.tostring(root, encoding="unicode")
 
 
@@ -52,8 +53,7 @@ def _drawn(figure: Figure, size: Size) -> ET.Element:
     return root
 
 
-def _name_marks(group: ET.Element) -> None:
-    trials = group.get("id", "").removeprefix(MARKS).split(",")
+def _name_marks(group: ET.Element, trials: Sequence[str]) -> None:
     for mark, trial in zip(group.iter("use"), trials, strict=True):
         mark.set("class", f"{mark.get('class', '')} mark".strip())
         mark.set("data-trial", trial)

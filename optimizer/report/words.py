@@ -74,6 +74,13 @@ def claims(found: Findings) -> list[str]:
     return [line.strip() for line in lines]
 
 
+def standings(found: Findings) -> tuple[str, list[str]]:
+    """The front against what one would try anyway: a heading that names the split, and a line a rival."""
+    rivals = [line.strip() for line in found.standings if line.startswith(" ")]
+    heads = [line for line in found.standings if not line.startswith(" ")]
+    return (heads[0] if heads else "The front against what one would try anyway"), rivals
+
+
 def comparisons(found: Findings) -> dict[str, list[str]]:
     """The pick against uniform and base: a heading that names the split, to its lines."""
     by_head: dict[str, list[str]] = {}
@@ -143,16 +150,16 @@ def counts(found: Findings) -> list[tuple[str, str]]:
     attempts = [reason for reasons in found.failures.values() for reason in reasons]
     for reason, times in Counter(attempts).most_common(_REASONS):
         rows.append((f"Failed {times} time{'s' * (times > 1)}", reason))
+    if found.early_end:
+        rows.append(("Search", found.early_end))
     rows.append(("Repeat noise", found.repeat_noise.partition(": ")[2] or "not measured"))
     return rows
 
 
 def worker_hours(found: Findings) -> str:
-    """How long workers were busy with what was measured, in hours, and on what."""
-    seconds = sum(m.seconds.get("total", 0.0) for split in SPLITS for m in found.measured[split].values())
-    kinds = {"cpu": "worker hours on CPU", "cuda": "GPU hours"}
-    kind = kinds.get(found.spec.workers.device, "worker hours, each on one GPU where there was one")
-    return f"{seconds / 3600:.3g} {kind}"
+    """How long workers were busy with what was measured, and of it the hours on GPUs where there were any."""
+    hours, gpu = (found.seconds.get(stage, 0.0) / 3600 for stage in ("total", "gpu"))
+    return f"{hours:.3g} worker hours, {gpu:.3g} GPU hours"
 
 
 def trial_rows(found: Findings) -> dict[str, list[object]]:

@@ -22,6 +22,14 @@ Rule = Callable[[str, str, str, int, Item], float | None]
 """(trial's name, split, objective, the item's place, item) to the item's value."""
 
 
+Says = Callable[[str, str, str, Item], tuple[str | None, str | None]]
+"""(trial's name, split, objective, item) to the scorer's word for it and what the model wrote."""
+
+
+def _nothing(_name: str, _split: str, _objective: str, _item: Item) -> tuple[None, None]:
+    return None, None
+
+
 @pytest.fixture
 def known_study(study_file: Callable[..., Path], storage: str) -> Iterator[Callable[..., Store]]:
     """Makes a study of the baselines and of some merges; a split has what ``asked`` says of (name, split)."""
@@ -32,6 +40,7 @@ def known_study(study_file: Callable[..., Path], storage: str) -> Iterator[Calla
         *,
         merges: Mapping[str, Mapping[str, float]] | None = None,
         asked: Callable[[str, str], bool] = lambda _name, _split: True,
+        says: Says = _nothing,
         **changes: object,
     ) -> Store:
         path = study_file(**changes)
@@ -51,13 +60,16 @@ def known_study(study_file: Callable[..., Path], storage: str) -> Iterator[Calla
         for number, (name, recipe) in enumerate(named.items()):
             for split in [s for s in SPLITS if asked(name, s)]:
                 there = [o[split] for n, o in loaded.items() if split != "search" or n not in watched]
-                store.add_measured(spec.study, _measured(number, name, recipe, split, there, rule))
+                store.add_measured(spec.study, _measured(number, name, recipe, split, there, rule, says))
             scores = store.measured(spec.study)[number].scores
             attrs = {"recipe": recipe.to_json(), "stderr": [scores[o.name].stderr for o in spec.optimised]}
             if name not in (merges or {}):
                 attrs["baseline"] = name
             values = [scores[o.name].mean for o in spec.optimised]
-            optuna_study.add_trial(create_trial(state=TrialState.COMPLETE, values=values, user_attrs=attrs))
+            limits = {k: v for o in spec.optimised for k, v in o.violations(scores[o.name].mean).items()}
+            optuna_study.add_trial(
+                create_trial(state=TrialState.COMPLETE, values=values, user_attrs=attrs, constraints=limits or None)
+            )
         return store
 
     yield make
@@ -76,7 +88,9 @@ def _multiply(suite: Path) -> None:
     suite.write_text("".join(json.dumps(item) + "\n" for item in copies))
 
 
-def _measured(number: int, name: str, recipe: Recipe, split: str, objectives: list[Objective], rule: Rule) -> Measured:
+def _measured(
+    number: int, name: str, recipe: Recipe, split: str, objectives: list[Objective], rule: Rule, says: Says
+) -> Measured:
     scores, breakdown, marks = {}, {}, {}
     for objective in objectives:
         items = [(suite.key, item) for suite in objective.suites for item in suite.items]
@@ -90,11 +104,12 @@ def _measured(number: int, name: str, recipe: Recipe, split: str, objectives: li
         }
         for suite in objective.suites:
             mine = [(i, v) for (key, i), v in zip(items, values, strict=True) if key == suite.key]
+            said = [says(name, split, objective.name, i) for i, _ in mine]
             marks[suite.key] = Marks(
                 ids=tuple(i.id for i, _ in mine),
                 values=tuple(v for _, v in mine),
-                verdicts=(None,) * len(mine),
-                outputs=(None,) * len(mine),
+                verdicts=tuple(verdict for verdict, _ in said),
+                outputs=tuple(output for _, output in said),
             )
     return Measured(
         number=number,

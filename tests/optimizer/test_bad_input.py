@@ -427,3 +427,32 @@ def test_what_files_say_moves_no_cursor_and_is_no_markup(capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "[/red]" in said
     assert "[bold]x[/bold] :bomb: [/nothing]" in said
+
+
+NLL = {"name": "nll", "suites": [{"path": "suites/choice.jsonl", "scorer": "gold_nll"}]}
+GENERAL = {"name": "general", "suites": [{"path": "suites/choice.jsonl", "scorer": "multiple_choice"}]}
+SIXTEEN = [{"name": f"c{i}", "model": f"models/{('alpha', 'beta', 'gamma')[i % 3]}"} for i in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "changes", "message"),
+    [
+        ("grid", {"checkpoints": SIXTEEN}, "at most 10000 points, but 16 parameters at 5 levels make 152587890625"),
+        ("grid", {"search_space": {"method": ["linear", "multislerp"]}}, "the grid sampler needs the same numbers"),
+        ("cmaes", {"search_space": {"method": ["linear", "multislerp"]}}, "the cmaes sampler needs the same numbers"),
+        ("cmaes", {"objectives": [GENERAL, NLL]}, "cmaes searches one number, the plain mean of the objectives, so"),
+        ("bayes", {}, "a sampler must be one of auto"),
+    ],
+)
+def test_a_sampler_that_cannot_do_what_the_study_asks(
+    study_file: Callable[..., Path],
+    storage: str,
+    capsys: pytest.CaptureFixture[str],
+    sampler: str,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    file = study_file(search={"trials": 8, "sampler": sampler}, **changes)
+    assert cli.main(["launch", str(file)]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path(storage.removeprefix("sqlite:///")).exists()

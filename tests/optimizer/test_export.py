@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimizer import api, loop
+from optimizer.cli import main
 from optimizer.export import ExportError, export_trial
 from optimizer.preflight import check
 from optimizer.spec import Spec, load_spec
@@ -146,6 +147,32 @@ def test_the_front_is_exported_one_directory_a_trial(store: Store, tmp_path: Pat
     assert all((p / "model.safetensors").is_file() for p in written)
 
 
+def test_a_slider_is_exported_in_order_with_a_list(store: Store, tmp_path: Path) -> None:
+    front = api.front("tiny").slider
+    if len(front) < 2:
+        pytest.fail("the study must have a front to slide along")
+    written = api.export("tiny", tmp_path / "slider", slider=2)
+    assert [p.name for p in written] == [f"trial-{front[0].trial}", f"trial-{front[-1].trial}"]
+    listed = json.loads((tmp_path / "slider" / "front.json").read_text())["merges"]
+    assert [m["directory"] for m in listed] == [p.name for p in written]
+    first = [m["posterior"]["safety"]["mean"] for m in listed]
+    assert first == sorted(first, reverse=True)
+    with pytest.raises(InputError, match=f"as many as the front has merges \\({len(front)}\\), but got 99"):
+        api.export("tiny", tmp_path / "long", slider=99)
+    with pytest.raises(InputError, match="from 2 points"):
+        api.export("tiny", tmp_path / "short", slider=1)
+
+
+def test_the_knee_of_the_front_is_the_one_that_is_picked(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", "tiny", "--knee", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    found = api.front("tiny")
+    assert row["on_front"]
+    assert row["trial"] == api.choose(store, "tiny", found, "knee")
+    assert main(["front", "tiny", "--knee"]) == 0
+    assert "Knee of the front of tiny" in capsys.readouterr().out
+
+
 def test_a_pick_is_exported(store: Store, tmp_path: Path) -> None:
     (out,) = api.export("tiny", tmp_path / "out", pick="max general")
     manifest = json.loads((out / "merge_recipe.json").read_text())
@@ -155,7 +182,7 @@ def test_a_pick_is_exported(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("choice", [{}, {"trial": 1, "pick": "max general"}])
 def test_an_export_takes_one_choice(store: Store, tmp_path: Path, choice: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="one of --trial, --pick and --front"):
+    with pytest.raises(InputError, match="one of --trial, --pick, --front and --slider"):
         api.export("tiny", tmp_path / "out", **choice)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
-from optimizer.front import hypervolume, knee, non_dominated, posterior, posterior_front
+from optimizer.front import hypervolume, knee, non_dominated, posterior, posterior_front, spread
 
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in "abc"}
@@ -94,6 +94,28 @@ def test_the_knee_bulges_most_whatever_the_units() -> None:
     assert knee(values * [1.0, -1.0], [MAX, MIN]) == 1
     with pytest.raises(ValueError, match="at least 1 point"):
         knee(np.zeros((0, 2)), [MAX, MAX])
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, [0, 12]), (3, [0, 6, 12]), (4, [0, 4, 8, 12]), (5, [0, 3, 6, 9, 12])]
+)
+def test_points_are_spread_evenly_along_a_front(count: int, expected: list[int]) -> None:
+    place = np.linspace(0.0, 1.0, 13)
+    values = np.stack([1.0 - place, 1000.0 * place], axis=1)
+    assert spread(values, [MAX, MAX], count) == expected
+    assert spread(values * [1.0, -1.0], [MAX, MIN], count) == expected
+
+
+@given(points, st.integers(1, 6))
+def test_a_spread_holds_as_many_points_as_were_asked_for_each_once(values: np.ndarray, count: int) -> None:
+    directions = [MAX] * 3
+    if count > len(values):
+        with pytest.raises(ValueError, match="can be spread, but got"):
+            spread(values, directions, count)
+        return
+    chosen = spread(values, directions, count)
+    assert len(set(chosen)) == count
+    assert [values[i, 0] for i in chosen] == sorted((values[i, 0] for i in chosen), reverse=True)
 
 
 def test_few_trials_fall_back_to_raw_means_and_say_so() -> None:

@@ -94,7 +94,10 @@ def pool_items(store: Store) -> tuple[str, ...]:
 def test_baselines_answer_everything_and_no_stopped_trial_is_on_the_front(store: Store, pool: Watched) -> None:
     found = race(store, pool)
     assert all(row.stopped == "" for row in found.baselines)
-    assert all(pool.handed[row.trial].rivals is None for row in found.baselines)
+    # A greedy soup that is one checkpoint alone was measured already.
+    handed = [pool.handed[row.trial] for row in found.baselines if row.trial in pool.handed]
+    assert len(handed) >= 6
+    assert all(assignment.rivals is None for assignment in handed)
     assert any(row.stopped for row in found.rows)
     assert all(row.stopped == "" for row in found.front)
     stopped = next(row for row in found.rows if row.stopped)

@@ -91,7 +91,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"search": {"start_from": [{"delta": 1.0}]}}, r"search.start_from\[0\] must name checkpoints .*, but names delta"),
     ({"search": {"start_from": [{"alpha": 0.0}]}}, r"search.start_from\[0\] must have a weight above zero"),
     ({"workers": {"dtype": "int8"}}, "workers.dtype must be 'bfloat16', 'float16' or 'float32', but got 'int8'"),
-    ({"workers": {"engine": "sglang"}}, "workers.engine must be 'transformers'"),
+    ({"workers": {"engine": "sglang"}}, "workers.engine must be 'transformers' or 'vllm', but got 'sglang'"),
+    ({"workers": {"tensor_parallel": 2}}, "tensor_parallel is for engine: vllm, but the engine is transformers"),
+    ({"workers": {"engine": "vllm", "tensor_parallel": 0}}, "workers.tensor_parallel must be greater than 0, but got 0"),
+    ({"workers": {"max_model_len": 9}}, "max_model_len is for engine: vllm, but the engine is transformers"),
+    ({"workers": {"engine": "vllm", "quantization": "fp8"}}, "quantization must not be set, since merges are of whole weights, but it is 'fp8'"),
 ]  # fmt: skip
 
 

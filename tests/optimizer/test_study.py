@@ -1,6 +1,8 @@
 """The driver's books, with a real store, a real worker and every crash between two writes."""
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from optimizer import loop
-from optimizer.spec import BASE, MODEL_STOCK, UNIFORM, Spec, load_spec
+from optimizer import api, loop
+from optimizer.spec import BASE, BEST_SLIDER, GREEDY_SOUP, MODEL_STOCK, UNIFORM, Spec, load_spec
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from search_spaces.recipe import only
@@ -67,6 +69,42 @@ def test_a_study_ends_at_its_planned_number(store: Store, worker: Worker) -> Non
     assert set(store.measured("tiny")) == set(range(12))
     store.set_planned("tiny", 15)
     assert run(store, worker).counts() == (15, 0, 15)
+
+
+class Expensive:
+    """The worker, as if it held a GPU for six minutes a trial."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def run(self, assignment: Assignment) -> Outcome:
+        outcome = self._worker.run(assignment)
+        assert isinstance(outcome, Measured)
+        return replace(outcome, seconds={**outcome.seconds, "gpu": 360.0})
+
+
+def test_a_budget_of_gpu_hours_ends_a_study_and_more_trials_can_be_bought(
+    study_file: Callable[..., Path], storage: str
+) -> None:
+    search = {"trials": 40, "sampler": "random", "seed": 3, "budget": {"gpu_hours": 0.95}}
+    spec = load_spec(study_file(search=search))
+    store = Store.open(storage, create=True)
+    create_study(store, spec, trials=40, fingerprints={})
+    expensive: Any = Expensive(Worker(spec.setup(device="cpu")))
+    run(store, expensive)
+    labels = [t.user_attrs.get("baseline") for t in trials(store)]
+    # A tenth of an hour each, but for merges that were measured before. What runs at the end is still measured.
+    measured = {m.recipe.digest for m in store.measured("tiny").values()}
+    late = 1 + len({GREEDY_SOUP, BEST_SLIDER} & set(labels))
+    assert 10 <= len(measured) <= 10 + late
+    assert store.seconds("tiny")["gpu"] == pytest.approx(360.0 * len(measured))
+    assert re.fullmatch(r"ended after \d+ trials: 1 of 0.95 GPU hours spent", api.early_end("tiny"))
+    run(store, expensive)
+    assert len(trials(store)) == len(labels)
+    store.set_planned("tiny", len(labels) + 2)
+    run(store, expensive)
+    assert len(trials(store)) == len(labels) + 2
+    store.close()
 
 
 def test_a_study_runs_and_resumes_on_postgresql(spec: Spec, worker: Worker, postgresql_url: str) -> None:

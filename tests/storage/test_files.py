@@ -65,6 +65,12 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "a").iterdir()] == [("x", b"1")]
 
 
+def test_a_file_is_for_others_to_read(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "page.html") as file:
+        file.write(b"text")
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_new_file_takes_nobodys_place(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError), whole_new_file(tmp_path / "x") as staging:
         staging.write_text("mine")

@@ -25,7 +25,7 @@ def test_confidence_is_the_mean_probability_of_what_was_written(engine: Transfor
     asked = tuple(Request(prompt=(6 + i, 7, 9 + i), max_new_tokens=3) for i in range(30))
     compared = 0
     for request, answer in zip(asked, engine.generate(asked), strict=True):
-        written = tuple(engine._tokenizer.encode(answer.text, add_special_tokens=False))
+        written = tuple(engine._endings.tokenizer.encode(answer.text, add_special_tokens=False))
         if len(written) == 3:  # the text leaves special tokens out
             (likely,) = engine.loglikelihood((Request(prompt=request.prompt, continuation=written),))
             assert likely.greedy

@@ -105,7 +105,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 def asked(engine: TransformersEngine, suite: LmEval) -> Result:
     """Every document of a task, asked and marked as a trial does."""
     objective = Objective(name="o", suites=(Suite(key="s", scorer=suite, items=tuple(suite.items())),))
-    return Sheet([objective], engine._tokenizer, engine.context).ask(engine)
+    return Sheet([objective], engine._endings.tokenizer, engine.context).ask(engine)
 
 
 def suite_of(task: str | Mapping[str, Any], **options: Any) -> LmEval:
@@ -130,7 +130,7 @@ def test_a_suite_gives_exactly_the_figures_of_their_evaluator_on_our_model(
     engine: TransformersEngine, task: Make, kind: str, metric: str
 ) -> None:
     ours = asked(engine, suite_of(task(kind))).scores["o"]
-    model = EngineLM(engine, engine._tokenizer, engine.context)
+    model = EngineLM(engine, engine._endings.tokenizer, engine.context)
     theirs = evaluated(model, task(kind))["results"][f"tiny_{kind}"]
     assert (ours.mean, ours.n, ours.unscored) == (theirs[metric], 36, 0)
 
@@ -138,7 +138,7 @@ def test_a_suite_gives_exactly_the_figures_of_their_evaluator_on_our_model(
 @pytest.mark.parametrize("kind", ["multiple_choice", "generate_until", "loglikelihood", "loglikelihood_rolling"])
 def test_our_model_answers_as_theirs(engine: TransformersEngine, their_model: HFLM, task: Make, kind: str) -> None:
     """Likelihoods up to the last bits, generations letter for letter; the rolling texts need three windows."""
-    model = EngineLM(engine, engine._tokenizer, engine.context)
+    model = EngineLM(engine, engine._endings.tokenizer, engine.context)
     ours, theirs = (evaluated(m, task(kind))["samples"][f"tiny_{kind}"] for m in (model, their_model))
     for a, b in zip(ours, theirs, strict=True):
         assert a["doc_id"] == b["doc_id"]
@@ -148,7 +148,7 @@ def test_our_model_answers_as_theirs(engine: TransformersEngine, their_model: HF
 
 def test_chats_are_asked_as_their_evaluator_asks_them(engine: TransformersEngine, task: Make) -> None:
     ours = asked(engine, suite_of(task("multiple_choice"), chat=True))
-    model = EngineLM(engine, engine._tokenizer, engine.context)
+    model = EngineLM(engine, engine._endings.tokenizer, engine.context)
     theirs = evaluated(model, task("multiple_choice"), apply_chat_template=True, fewshot_as_multiturn=True)
     assert ours.scores["o"].mean == theirs["results"]["tiny_multiple_choice"]["acc,none"]
 
@@ -156,7 +156,7 @@ def test_chats_are_asked_as_their_evaluator_asks_them(engine: TransformersEngine
 def test_a_text_counts_as_one_item_in_bits_per_byte(engine: TransformersEngine, task: Make) -> None:
     suite = suite_of(task("loglikelihood_rolling"))
     assert (suite.metric, suite.maximise, suite.bounds) == ("bits_per_byte", False, None)
-    model = EngineLM(engine, engine._tokenizer, engine.context)
+    model = EngineLM(engine, engine._endings.tokenizer, engine.context)
     samples = evaluated(model, task("loglikelihood_rolling"))["samples"]["tiny_loglikelihood_rolling"]
     expected = [-total / count / 0.6931471805599453 for total, count in (s["bits_per_byte"] for s in samples)]
     assert asked(engine, suite).marks["s"].values == pytest.approx(expected)
@@ -251,7 +251,7 @@ def test_a_document_beyond_the_context_is_unscored_in_a_suite_and_refused_to_the
     long = task("loglikelihood", doc_to_text="{{ (question ~ ' ') * (40 if problem == 3 else 1) }}")
     assert asked(engine, suite_of(long)).scores["o"].unscored == 2
     with pytest.raises(InputError, match="must fit into the model's context of 64 tokens, but one has 80"):
-        evaluated(EngineLM(engine, engine._tokenizer, engine.context), long)
+        evaluated(EngineLM(engine, engine._endings.tokenizer, engine.context), long)
 
 
 def merging_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from transformers import PreTrainedModel
 
 from optimizer.spec import load_spec
 from search_spaces.recipe import Recipe, only
-from storage.checkpoints import Source
+from storage.checkpoints import Checkpoint, Source
+from storage.errors import CheckpointError
 from storage.records import Assignment, Failed, Measured
 from workers.setup import ObjectivePlan, Setup, SuitePlan
 from workers.suites import SuiteFiles
@@ -43,6 +45,19 @@ def test_a_corner_scores_as_its_checkpoint_does_alone(setup: Setup) -> None:
     fresh = measured(Worker(alone), only("base"))
     assert corner.marks == fresh.marks
     assert corner.digest == fresh.digest
+
+
+def test_a_worker_refuses_a_fetched_checkpoint_that_is_not_the_driver_s(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGEFRONT_CACHE", str(tmp_path / "cache"))
+    local = setup.sources[-1]
+    fetched = replace(local, model=Path(local.model).resolve().as_uri())
+    other = Checkpoint(setup.sources[0]).fingerprint
+    changed = replace(setup, sources=(*setup.sources[:-1], fetched))
+    Worker(replace(changed, fingerprints={local.name: Checkpoint(local).fingerprint}))
+    with pytest.raises(CheckpointError, match=f"what it was when the study began, but {local.name} .* has changed"):
+        Worker(replace(changed, fingerprints={local.name: other}))
 
 
 def test_there_and_back_gives_the_same_bits(setup: Setup) -> None:

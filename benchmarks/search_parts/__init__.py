@@ -1,0 +1,1 @@
+"""The problems of search_quality.py."""

@@ -1,0 +1,148 @@
+"""What vLLM is asked to run, and in how much memory: decided before it is imported."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search_spaces.errors import InputError
+from search_spaces.groups import layer_of
+from workers.placement import BUFFER
+from workers.transformers_engine import context_of
+
+INSTALL = "pip install 'mergefront[vllm]'"
+
+_ACTIVATIONS = 0.1
+"""Share of a GPU's free memory that is left to forward passes."""
+
+_HOST_CACHE = (1 << 26, 1 << 32)
+"""Least and most bytes of a key-value cache on a host."""
+
+_HOST_TEXTS = 64
+"""Texts of full length whose keys and values a host's cache shall hold at once."""
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """Bytes of a model's key-value cache in one process: of one token, and of a text as long as the engine takes."""
+
+    token: int
+    text: int
+
+    @classmethod
+    def of(cls, config: Any, *, dtype: str, processes: int, longest: int | None) -> "Cache":
+        """By the config: keys and values of every layer and head. Layers that look back a few tokens only need less.
+
+        Args:
+            longest: tokens of the longest text that shall fit, None for as many as the model can attend to.
+        """
+        text = config.get_text_config()
+        context = min(longest or context_of(config), context_of(config))
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        size = getattr(torch, dtype).itemsize
+        token = 2 * text.num_hidden_layers * max(heads // processes, 1) * width * size
+        return cls(token=token, text=token * (context + 1))
+
+    @property
+    def on_host(self) -> int:
+        """As much as a host gives: some texts of full length, within limits."""
+        least, most = _HOST_CACHE
+        return max(min(max(_HOST_TEXTS * self.text, least), most), self.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuPlan:
+    """How one GPU's memory is shared out, in bytes.
+
+    Attributes:
+        resident: whether the checkpoints are copied to the GPU. utilization: share of the GPU's whole memory that vLLM
+            may take, for model, forward passes and key-value cache.
+    """
+
+    resident: bool
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Bytes that one of an engine's processes needs on its GPU.
+
+    Attributes:
+        model: its part of the weights. text: keys and values of one text of full length. swap: tensors on their way
+            into the model. sources: of all checkpoints.
+    """
+
+    model: int
+    text: int
+    swap: int
+    sources: int
+
+    @classmethod
+    def of(cls, like: Mapping[str, Tensor], cache: Cache, *, sources: int, processes: int) -> "Needs":
+        """By the live weights (on any device) and the bytes of all checkpoints."""
+        model = sum(t.nbytes for t in like.values())
+        return cls(model=model // processes, text=cache.text, swap=swap_room(like), sources=sources)
+
+
+def plan_gpu(needs: Needs, *, total: int, free: int) -> GpuPlan:
+    """Checkpoints are resident where they fit beside a cache that holds one text; vLLM gets what they leave.
+
+    Args:
+        total: bytes of the GPU. free: of these, before anything of the engine is there.
+    Raises: InputError with the arithmetic where not even streamed checkpoints fit.
+    """
+    passes = int(_ACTIVATIONS * free)
+    least = needs.model + needs.text + passes + needs.swap
+    resident = least + needs.sources <= free
+    outside = needs.swap + (needs.sources if resident else 2 * BUFFER)
+    if not resident and least + 2 * BUFFER > free:
+        gib = [f"{x / 2**30:,.1f}" for x in (least + 2 * BUFFER, needs.model, needs.text, passes, outside, free)]
+        raise InputError(
+            f"a vLLM engine must fit into its GPU's memory, but it needs {gib[0]} GiB (model {gib[1]}, keys and values "
+            f"of one text of full length {gib[2]}, forward passes {gib[3]}, swaps {gib[4]}) and {gib[5]} GiB is free: "
+            "raise workers.tensor_parallel or lower workers.max_model_len."
+        )
+    return GpuPlan(resident=resident, utilization=(free - outside) / total)
+
+
+def swap_room(like: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors that a swap holds at a time: the largest layer's, merged and as vLLM lays it out."""
+    sizes: Counter[str] = Counter()
+    for name, tensor in like.items():
+        layer = layer_of(name)
+        sizes[name if layer is None else f"layer {layer}"] += tensor.nbytes
+    return 2 * max(sizes.values())
+
+
+def refusal(config: Mapping[str, Any], *, device: str) -> str | None:
+    """Why a model is not run on vLLM, in words; None where it is.
+
+    Args:
+        config: as in config.json. device: ``cpu`` or ``cuda``: on CUDA a study's ``verify-swap`` has the last word on
+            mixtures of experts and latent attention, on a CPU nothing has shown them right.
+    """
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if any(part.get("quantization_config") for part in parts):
+        return "a model must not be quantised to be merged on vLLM, but its config.json has a quantization_config."
+    experts = any((part.get(key) or 0) > 1 for part in parts for key in _EXPERTS if _is_count(part.get(key)))
+    latent = any(part.get("kv_lora_rank") for part in parts)
+    if device == "cpu" and (experts or latent):
+        kind = "a mixture of experts" if experts else "a model with latent attention (MLA)"
+        return f"vLLM on a CPU must run a dense model, but this is {kind}; take `engine: transformers`, or a GPU."
+    return None
+
+
+def is_installed() -> bool:
+    """Whether vLLM can be imported here."""
+    return find_spec("vllm") is not None
+
+
+def _is_count(value: object) -> bool:
+    return value is None or isinstance(value, int)
