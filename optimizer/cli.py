@@ -299,7 +299,7 @@ def _serve(options: argparse.Namespace) -> int:
         at_once=options.at_once,
         logs=Path(options.logs).absolute(),
         allow_code=options.allow_code,
-        judges=tuple(options.allow_judge),
+        urls=tuple(options.allow_url),
     )
     if options.first_token:
         _first_token(settings.storage)
@@ -481,11 +481,11 @@ def _add_serve(
     serve.add_argument("--logs", default="mergefront-logs", metavar="DIR", help="default: %(default)s")
     serve.add_argument("--allow-code", action="store_true", help="studies may name Python code to run")
     serve.add_argument(
-        "--allow-judge",
+        "--allow-url",
         metavar="URL",
         action="append",
         default=[],
-        help="studies may ask judges whose URL begins like this; again for more",
+        help="studies may fetch checkpoints from and ask judges at URLs below this; again for more",
     )
     serve.add_argument(
         "--first-token", action="store_true", help="where there is no token yet, make an operator's and print it once"

@@ -16,7 +16,7 @@ class Settings:
         roots: directories, links resolved, below which studies may read and exports may be written; relative paths
         start from the first. at_once: how many studies run at the same time, the others wait.
         logs: where each study's log goes. allow_code: whether studies may name Python code (``python:`` scorers,
-        ``trust_remote_code``). judges: endpoints that studies may have judge, as the beginnings of their URLs.
+        ``trust_remote_code``). urls: below these studies may fetch checkpoints and ask judges.
     """
 
     storage: str
@@ -27,7 +27,7 @@ class Settings:
     at_once: int = 1
     logs: Path = field(default_factory=lambda: Path("mergefront-logs").absolute())
     allow_code: bool = False
-    judges: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
 
     @property
     def loopback(self) -> bool:

@@ -110,7 +110,7 @@ def opened(browser: Any, **options: Any) -> tuple[Any, list[str]]:
     errors: list[str] = []
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(300_000)
     return page, errors
 
 

@@ -119,7 +119,7 @@ def test_a_models_code_is_not_run_for_a_stranger(settings: Settings) -> None:
 
 def test_items_and_keys_do_not_go_to_an_endpoint_of_a_strangers_choice(settings: Settings) -> None:
     judge = {"scorer": "judge", "url": "http://evil.example/v1", "model": "m", "rubric": "r", "key_from": "PATH"}
-    assert "--allow-judge URL`, but got http://evil.example/v1" in refused(settings, document(suite=judge))
+    assert "--allow-url URL`, but got http://evil.example/v1" in refused(settings, document(suite=judge))
 
 
 @pytest.mark.parametrize(
@@ -134,15 +134,40 @@ def test_items_and_keys_do_not_go_to_an_endpoint_of_a_strangers_choice(settings:
         ("http://judge:80000/v1", False),
         ("http://judge:8000.evil.example/v1", False),
         ("http://judge:8000@evil.example/v1", False),
+        ("http://judge:8000/v1/%2e%2e/admin", False),
     ],
 )
 def test_a_judge_that_only_looks_like_an_allowed_one_is_refused(settings: Settings, url: str, passes: bool) -> None:
-    allowed = replace(settings, judges=("http://judge:8000/v1",))
+    allowed = replace(settings, urls=("http://judge:8000/v1",))
     judge = document(suite={"scorer": "judge", "url": url, "model": "m", "rubric": "r"})
     if passes:
         assert screened(allowed, judge)["study"] == "tiny"
     else:
-        assert "--allow-judge URL`, but got" in refused(allowed, judge)
+        assert "--allow-url URL`, but got" in refused(allowed, judge)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc",
+        "local:///etc",
+        "http://169.254.169.254/latest/meta-data",
+        "s3://somebodys-bucket/model",
+        "simplecache::file:///etc",
+        "hf://org/name::file:///etc",
+        "file:///etc/with a blank",
+    ],
+)
+def test_the_service_fetches_nothing_for_a_stranger(settings: Settings, url: str) -> None:
+    """Neither files by another name, nor what only this machine reaches, nor what only its credentials open."""
+    for changes in ({"base": url}, {"checkpoints": [{"name": "a", "model": url}]}, {"suite": {"path": url}}):
+        assert "a URL must be one of `mergefront serve --allow-url URL`" in refused(settings, document(**changes))
+
+
+def test_what_is_allowed_or_lies_on_the_hub_passes(settings: Settings) -> None:
+    allowed = replace(settings, urls=("s3://ours/models",))
+    checkpoints = [{"name": "a", "model": "s3://ours/models/a"}, {"name": "b", "model": "hf://org/name@main"}]
+    assert screened(allowed, document(checkpoints=checkpoints))["checkpoints"] == checkpoints
 
 
 def test_a_script_in_a_name_is_no_name(settings: Settings) -> None:
