@@ -160,7 +160,8 @@ def test_a_judge_that_only_looks_like_an_allowed_one_is_refused(settings: Settin
 )
 def test_the_service_fetches_nothing_for_a_stranger(settings: Settings, url: str) -> None:
     """Neither files by another name, nor what only this machine reaches, nor what only its credentials open."""
-    for changes in ({"base": url}, {"checkpoints": [{"name": "a", "model": url}]}, {"suite": {"path": url}}):
+    guard = {"suite": {"scorer": "guard", "model": url}}
+    for changes in ({"base": url}, {"checkpoints": [{"name": "a", "model": url}]}, guard):
         assert "a URL must be one of `mergefront serve --allow-url URL`" in refused(settings, document(**changes))
 
 
