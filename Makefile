@@ -31,6 +31,7 @@ chromium:
 pictures: $(VENV)/ready-dev chromium
 	$(BIN)/mergefront demo
 	$(BIN)/python docs/pictures/take.py demo/report.html docs/pictures/report.png
+	$(BIN)/python docs/pictures/take_study.py demo docs/pictures/study.png
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

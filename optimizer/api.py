@@ -93,9 +93,9 @@ class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
     """No trial of the run could be measured; the study is kept."""
 
 
-def check(study_file: str | Path, *, watcher: Watcher = NOBODY) -> _preflight.Report:
+def check(study_file: str | Path | Spec, *, watcher: Watcher = NOBODY) -> _preflight.Report:
     """Preflight of a study file: problems, warnings, sizes, times."""
-    return _preflight.check(load_spec(Path(study_file)), timed=True, progress=watcher.stage)
+    return _preflight.check(_spec_of(study_file), timed=True, progress=watcher.stage)
 
 
 def verify_swap(study_file: str | Path) -> Proof:
@@ -112,7 +112,7 @@ def verify_swap(study_file: str | Path) -> Proof:
 
 
 def launch(
-    study_file: str | Path,
+    study_file: str | Path | Spec,
     *,
     trials: int | None = None,
     storage: str | None = None,
@@ -122,10 +122,11 @@ def launch(
     """Start a study from its file and run it to its end; returns its name.
 
     Args:
-        trials: in place of the file's number. ray: address of a cluster, None for Ray on this machine.
+        study_file: its path, or what was read of one. trials: in place of the file's number.
+        ray: address of a cluster, None for Ray on this machine.
     Raises: InputError where the preflight finds a problem or the study exists; PoolError where no worker is left.
     """
-    spec = load_spec(Path(study_file))
+    spec = _spec_of(study_file)
     planned = _positive(trials, spec.search.trials)
     _check_sampler(spec)
     with open_store(storage, create=True) as store:
@@ -331,6 +332,7 @@ def export(
     slider: int | None = None,
     overwrite: bool = False,
     storage: str | None = None,
+    watcher: Watcher = NOBODY,
 ) -> list[Path]:
     """Write one trial, the trial that a pick expression chooses, the whole front, or a slider along it: so many merges
     spread evenly from the best by the first objective to the worst. Of several merges each gets a directory below
@@ -350,7 +352,7 @@ def export(
                 raise InputError(f"a front must have merges to be exported, but {study} has none.")
             return export_several(store, study, rows, target, overwrite=overwrite)
         number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
-        return [export_trial(store, study, number, target, overwrite=overwrite)]
+        return [export_trial(store, study, number, target, overwrite=overwrite, progress=watcher.stage)]
 
 
 def choose(store: Store, study: str, found: Results, pick: str) -> int:
@@ -366,7 +368,7 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
     outcomes: list[bool] = []
     with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause:
         _, failed, planned = study.counts()
-        before = store.measured(name).values()
+        before = [*store.measured(name).values(), *store.measured(name, FURTHER).values()]
         board = Board(study.spec, planned=planned, measured=before, failed=failed, workers=pool.workers)
         watcher.board(board)
 
@@ -422,6 +424,10 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         yield pool
     finally:
         pool.close()
+
+
+def _spec_of(study_file: str | Path | Spec) -> Spec:
+    return study_file if isinstance(study_file, Spec) else load_spec(Path(study_file))
 
 
 def _check_sampler(spec: Spec) -> None:

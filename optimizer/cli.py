@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from optimizer import logs
+from optimizer.endings import ending_of
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
     from optimizer.results import Results, Row
     from optimizer.validate import Validation
     from optimizer.views import Views
+    from storage.access import Token
     from storage.store import Summary
 
 # What a command needs is imported inside it: listing studies must not pay for torch, Ray and BoTorch.
@@ -27,37 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     logs.set_up(file=Path(options.log_file), as_json=options.log_format == "json")
-    try:
-        import optuna
+    ending = ending_of(lambda: _do(options))
+    return _say(ending.message, ending.code) if ending.message else ending.code
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        command: Callable[[argparse.Namespace], int] = options.command
-        return command(options)
-    except InputError as e:
-        return _say(e, 2)
-    except KeyboardInterrupt:
-        return _say("interrupted; the study is kept, `mergefront resume` goes on with it.", 130)
-    except _run_errors() as e:
-        return _say(e, 1)
+
+def _do(options: argparse.Namespace) -> int:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
 
 
 def run() -> None:
     """The console script."""
     sys.exit(main())
-
-
-def _run_errors() -> tuple[type[Exception], ...]:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from optimizer.api import StudyFailed
-    from optimizer.export import ExportError
-    from optimizer.patience import DatabaseGone
-    from storage.errors import LeaseError
-    from storage.files import NoRoom
-    from workers.errors import EngineDied
-    from workers.pool import PoolError
-
-    return (StudyFailed, ExportError, PoolError, EngineDied, DatabaseGone, LeaseError, NoRoom, SQLAlchemyError, OSError)
 
 
 def _say(message: object, code: int) -> int:
@@ -297,6 +283,65 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from optimizer.database import absolute_url, storage_url
+    from optimizer.service.server import serve
+    from optimizer.service.settings import Settings, resolved_roots
+
+    if options.at_once < 1:
+        raise InputError(f"--at-once must be 1 or more, but got {options.at_once}.")
+    settings = Settings(
+        storage=absolute_url(storage_url(options.storage)),
+        host=options.host,
+        port=options.port,
+        ray=options.ray,
+        roots=resolved_roots(options.root),
+        at_once=options.at_once,
+        logs=Path(options.logs).absolute(),
+        allow_code=options.allow_code,
+        urls=tuple(options.allow_url),
+    )
+    if options.first_token:
+        _first_token(settings.storage)
+    serve(settings)
+    return 0
+
+
+def _first_token(storage: str) -> None:
+    from optimizer.database import open_store
+
+    with open_store(storage, create=True) as store:
+        if not store.access.any_token():
+            token = store.access.create("first", "operator")
+            print(f"mergefront: the first operator's token, shown this once: {token}", file=sys.stderr, flush=True)
+
+
+def _token(options: argparse.Namespace) -> int:
+    from optimizer.database import open_store
+
+    with open_store(options.storage, create=options.verb == "create") as store:
+        if options.verb == "create":
+            print(store.access.create(options.name, options.role))
+            print("It is shown this once; only its digest is kept.", file=sys.stderr)
+        elif options.verb == "revoke":
+            store.access.revoke(options.name)
+        else:
+            show(_tokens_table(store.access.tokens()))
+    return 0
+
+
+def _tokens_table(found: "Sequence[Token]") -> object:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("name", "role", "made (UTC)", "revoked (UTC)"):
+        table.add_column(name)
+    for t in found:
+        table.add_row(t.name, t.role, t.created, t.revoked or "")
+    return table
+
+
 def _backup(options: argparse.Namespace) -> int:
     from optimizer.database import storage_url
     from storage.backup import backup
@@ -418,6 +463,45 @@ def _add_suites(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     verbs.add_parser("list", help="the data sets that can be read").set_defaults(command=_suites_list)
 
 
+def _add_serve(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", storage: argparse.ArgumentParser
+) -> None:
+    serve = commands.add_parser("serve", parents=[storage], help="studies for a team: an HTTP service with pages")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s; any other needs tokens")
+    serve.add_argument("--port", type=int, default=8642, help="default: %(default)s; 0 takes a free one")
+    serve.add_argument("--ray", metavar="ADDRESS", help="a running Ray cluster; default: Ray on this machine")
+    serve.add_argument(
+        "--root",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="studies read and exports are written below it alone; again for more (default: the working directory)",
+    )
+    serve.add_argument("--at-once", type=int, default=1, metavar="N", help="studies that run at a time (default: 1)")
+    serve.add_argument("--logs", default="mergefront-logs", metavar="DIR", help="default: %(default)s")
+    serve.add_argument("--allow-code", action="store_true", help="studies may name Python code to run")
+    serve.add_argument(
+        "--allow-url",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="studies may fetch checkpoints from and ask judges at URLs below this; again for more",
+    )
+    serve.add_argument(
+        "--first-token", action="store_true", help="where there is no token yet, make an operator's and print it once"
+    )
+    serve.set_defaults(command=_serve)
+    token = commands.add_parser("token", help="who may use the service")
+    verbs = token.add_subparsers(required=True, metavar="VERB", dest="verb")
+    create = verbs.add_parser("create", parents=[storage], help="make a token, and print it once")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--role", choices=["viewer", "operator"], default="viewer", help="default: %(default)s")
+    verbs.add_parser("list", parents=[storage], help="every token that was made, without the tokens themselves")
+    revoke = verbs.add_parser("revoke", parents=[storage], help="make a token worthless, at once")
+    revoke.add_argument("name", metavar="NAME")
+    token.set_defaults(command=_token)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mergefront", description=__doc__.split("\n")[0])
     parser.add_argument("--log-file", default=logs.default_file(), metavar="FILE", help="default: %(default)s")
@@ -458,6 +542,7 @@ def _parser() -> argparse.ArgumentParser:
     studies.set_defaults(command=_studies)
 
     _add_suites(commands)
+    _add_serve(commands, storage)
 
     front = commands.add_parser("front", parents=[storage], help="the best merges found, and the baselines")
     front.add_argument("study", metavar="STUDY")

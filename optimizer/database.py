@@ -3,7 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from storage.database import parse_url
 from storage.store import Store, Summary
 
 DEFAULT_STORAGE = "sqlite:///mergefront.db"
@@ -12,6 +14,14 @@ DEFAULT_STORAGE = "sqlite:///mergefront.db"
 def storage_url(storage: str | None = None) -> str:
     """The URL of the database that a command works on."""
     return storage or os.environ.get("MERGEFRONT_STORAGE") or DEFAULT_STORAGE
+
+
+def absolute_url(url: str) -> str:
+    """The same database, named so that a process with another working directory finds it."""
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
+        parsed = parsed.set(database=str(Path(parsed.database).absolute()))
+    return parsed.render_as_string(hide_password=False)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,13 +51,22 @@ def holding(store: Store, name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        trouble = _trouble(sys.exc_info()[1])
         _log.info("driving ends")
         STUDY.reset(named)
         heartbeat.stop()
         try:
-            store.release(name)
+            store.release(name, trouble)
         except UNREACHABLE as e:
             _log.info("the study could not be let go of, its hold ends by itself: %s", first_line(e))
+
+
+def _trouble(error: BaseException | None) -> str:
+    """What stopped a driver, in one line; a pause is no trouble."""
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return ""
+    said = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+    return said or type(error).__name__
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from optimizer.card import model_card
+from optimizer.family import Progress
 from optimizer.mergekit import mergekit_yaml
 from optimizer.results import Row
 from optimizer.spec import BASE, Spec, from_document
@@ -40,7 +41,15 @@ class ExportError(Exception):
     """The disk ran full, or what was written is not what was scored; nothing is left behind."""
 
 
-def export_trial(store: Store, name: str, number: int, out: Path, *, overwrite: bool = False) -> Path:
+def export_trial(
+    store: Store,
+    name: str,
+    number: int,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Path:
     """Write one trial's merge to the directory ``out``, which appears whole or not at all.
 
     Args:
@@ -60,7 +69,8 @@ def export_trial(store: Store, name: str, number: int, out: Path, *, overwrite: 
     try:
         with whole_directory(out, replace=overwrite) as staging:
             merger = Merger({n: c.tensors for n, c in checkpoints.items()}, BASE, seed=spec.search.seed)
-            digests = write_model(merger, measured.recipe, like, base, staging)
+            digests = write_model(merger, measured.recipe, like, base, staging, progress)
+            progress("verifying", 0, 1)
             _verify(staging, digests, measured)
             _describe(store, record, spec, measured, checkpoints, digests, staging)
     except NoRoom as e:
@@ -130,7 +140,12 @@ def _opened(spec: Spec, recipe: Recipe, fingerprints: Mapping[str, str]) -> dict
 
 
 def write_model(
-    merger: Merger, recipe: Recipe, like: Mapping[str, Tensor], base: Checkpoint, directory: Path
+    merger: Merger,
+    recipe: Recipe,
+    like: Mapping[str, Tensor],
+    base: Checkpoint,
+    directory: Path,
+    progress: Progress = lambda _stage, _done, _total: None,
 ) -> dict[str, str]:
     """Config, tokenizer and weights of a merge; returns the digest of every tensor.
 
@@ -139,10 +154,12 @@ def write_model(
     """
     dtype = next(t.dtype for t in like.values() if t.is_floating_point())
     _copy_config(base, directory, str(dtype).removeprefix("torch."))
-    return _write_weights(merger, recipe, like, directory)
+    return _write_weights(merger, recipe, like, directory, progress)
 
 
-def _write_weights(merger: Merger, recipe: Recipe, like: Mapping[str, Tensor], directory: Path) -> dict[str, str]:
+def _write_weights(
+    merger: Merger, recipe: Recipe, like: Mapping[str, Tensor], directory: Path, progress: Progress
+) -> dict[str, str]:
     """Shards with their index; a tensor or two in memory at a time. Returns the digest of every tensor."""
     count = sum(1 for _ in _shards(like))
     digests: dict[str, str] = {}
@@ -150,7 +167,8 @@ def _write_weights(merger: Merger, recipe: Recipe, like: Mapping[str, Tensor], d
     for i, names in enumerate(_shards(like), 1):
         file = "model.safetensors" if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
         shard = {name: like[name] for name in names}
-        write_tensors(directory / file, shard, _digested(merger.merged(recipe, shard, reuse=True), digests))
+        merged = _digested(merger.merged(recipe, shard, reuse=True), digests)
+        write_tensors(directory / file, shard, _counted(merged, len(places), len(like), progress))
         places |= dict.fromkeys(names, file)
     if count > 1:
         total = sum(t.nbytes for t in like.values())
@@ -165,6 +183,14 @@ def _digested(tensors: Iterator[tuple[str, Tensor]], digests: dict[str, str]) ->
             raise ExportError(f"every tensor must be finite, but {name} of the merge is not.")
         digests[name] = tensor_digest(tensor)
         yield name, tensor
+
+
+def _counted(
+    tensors: Iterator[tuple[str, Tensor]], before: int, total: int, progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
+    for done, named in enumerate(tensors, before):
+        progress("writing tensors", done, total)
+        yield named
 
 
 def _shards(like: Mapping[str, Tensor]) -> Iterator[list[str]]:

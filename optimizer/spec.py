@@ -459,15 +459,34 @@ def load_spec(path: Path) -> Spec:
     if len(text) > _MOST_BYTES:
         raise InputError(f"a study file must have at most {_MOST_BYTES:,} bytes, but {path} has more.")
     document, lines = yaml_lines.load(text, str(path))
+    return read_spec(document, lines, name=str(path), root=path.parent.absolute())
+
+
+def read_spec(
+    document: object,
+    lines: dict[yaml_lines.Path, int],
+    *,
+    name: str,
+    root: Path,
+    screen: Callable[[dict[str, Any]], dict[str, Any]] = lambda document: document,
+) -> Spec:
+    """The spec of a study file's content.
+
+    Args:
+        lines: of its places, for messages. name: what messages call the file. root: what relative paths start from.
+        screen: sees the document once its paths are absolute, before any of them is looked at, and may refuse or
+            change it.
+    Raises: InputError naming the file, the line, the rule and the values.
+    """
     if not isinstance(document, dict):
-        raise InputError(f"{path}: a study file must be a mapping, but got {type(document).__name__}.")
-    resolved = _resolve(document, path.parent.absolute())
-    _settle(resolved, lines, str(path))
+        raise InputError(f"{name}: a study file must be a mapping, but got {type(document).__name__}.")
+    resolved = screen(_resolve(document, root))
+    _settle(resolved, lines, name)
     try:
         spec = Spec.model_validate(resolved)
     except ValidationError as e:
-        raise InputError("\n".join(_explain(e, lines, str(path)))) from e
-    _check_files(spec, lines, str(path))
+        raise InputError("\n".join(_explain(e, lines, name))) from e
+    _check_files(spec, lines, name)
     return spec
 
 

@@ -27,12 +27,19 @@ class Holder:
         return f"{self.host}:{self.pid}:{self.started:.2f}"
 
     @property
+    def here(self) -> bool:
+        """Whether its process number means something in this process's place: same machine, same container."""
+        return self.host == _host()
+
+    @property
     def dead(self) -> bool:
         """Whether it ran on this machine and is seen to have ended; one elsewhere is never known to be dead."""
-        if self.host != _host():
+        if not self.here:
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) > 0.1
+            process = psutil.Process(self.pid)
+            # One that has ended and that nobody has waited for yet is still in the system's table.
+            return abs(process.create_time() - self.started) > 0.1 or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
         except psutil.AccessDenied:

@@ -24,7 +24,10 @@ from optuna.storages import RDBStorage
 from sqlalchemy.orm import Session
 
 from storage import database
+from storage.access import Access
 from storage.errors import LeaseError, StoreError
+from storage.events import Event, Position, events_after, last_position
+from storage.jobs import Jobs
 from storage.lease import LEASE_SECONDS, Holder
 from storage.records import Failed, Marks, Measured, Recipe, Score
 from storage.tables import (
@@ -36,7 +39,14 @@ from storage.tables import (
     ReportUseRow,
     StudyRow,
     VerdictRow,
+    now,
 )
+
+_ENDED = "ended"
+"""The study's note of how its last driver ended: ``{"why", "at"}``, why being empty where it did as it was told."""
+
+_DELETED = "mergefront_deleted"
+"""Marks Optuna's half of a study that is being deleted: a crash may leave it behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,20 @@ class Summary:
     created: str
     driver: str | None
     """Who holds it now, ``host:pid``; None where nobody does."""
+    trouble: str
+    """Why its last driver ended otherwise than by finishing or pausing; empty where it did not."""
+    ended: str
+    """When that driver ended (UTC); empty where that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTally:
+    """What one worker (``node:pid``) has done for a study, and when it was last heard of (UTC)."""
+
+    worker: str
+    measured: int
+    failed: int
+    last: str
 
 
 class Store:
@@ -98,6 +122,16 @@ class Store:
         return database.show(self._url)
 
     @property
+    def jobs(self) -> Jobs:
+        """What the service was asked to do."""
+        return Jobs(self._engine)
+
+    @property
+    def access(self) -> Access:
+        """Who may use the service, and who did what."""
+        return Access(self._engine)
+
+    @property
     def trials(self) -> RDBStorage:
         """Optuna's storage on the same database."""
         if self._optuna is None:
@@ -115,6 +149,7 @@ class Store:
         """Write a new study. Optuna's half comes first: a crash between the two leaves a name that can be taken up."""
         if self._exists(record.name):
             raise StoreError(f"study names must be unique in a database, but there is a study {record.name!r} already.")
+        self._clear_away(record.name)
         study = optuna.create_study(
             study_name=record.name, storage=self.trials, directions=list(directions), load_if_exists=True
         )
@@ -138,6 +173,23 @@ class Store:
                 CheckpointRow(study_id=row.id, name=name, fingerprint=fingerprint)
                 for name, fingerprint in record.fingerprints.items()
             )
+
+    def delete(self, name: str) -> None:
+        """Delete a study with all that was measured. What looked at report items stays known, so do judges' verdicts.
+
+        Our half goes first: what a crash leaves of Optuna's is cleared away when the name is used again.
+
+        Raises: StoreError where it is unknown or somebody drives it.
+        """
+        with Session(self._engine) as session:
+            row = self._row(session, name)
+            if self._is_held(row.id):
+                raise StoreError(f"a study that is driven cannot be deleted, but {name} is, by {_shown(row.holder)}.")
+        self.trials.set_study_user_attr(self.trials.get_study_id_from_name(name), _DELETED, True)
+        with Session(self._engine) as session, session.begin():
+            session.execute(sa.delete(StudyRow).where(StudyRow.name == name))
+        self.jobs.forget(name)
+        self._clear_away(name)
 
     def optuna_study(self, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
         """Optuna's study of that name with the sampler it shall ask."""
@@ -165,6 +217,12 @@ class Store:
         with Session(self._engine) as session:
             rows = session.scalars(sa.select(StudyRow).order_by(StudyRow.id)).all()
         return [self._summary(row) for row in rows]
+
+    def summary(self, name: str) -> Summary | None:
+        """One study's line of the list; None where there is no such study."""
+        with Session(self._engine) as session:
+            row = session.scalar(sa.select(StudyRow).where(StudyRow.name == name))
+        return None if row is None else self._summary(row)
 
     def hold(self, name: str, holder: Holder) -> None:
         """Become the one driver of a study. Raises StoreError where another one is alive, or may be."""
@@ -194,12 +252,15 @@ class Store:
             renewed = session.execute(statement.values(held_until=database.clock(self._engine) + LEASE_SECONDS))
             return bool(renewed.rowcount)  # type: ignore[attr-defined]  # an UPDATE's result is a cursor's
 
-    def release(self, name: str) -> None:
-        """Let go of a study; it may be held by anybody again."""
+    def release(self, name: str, trouble: str = "") -> None:
+        """Let go of a study; it may be held by anybody again. ``trouble``: why its driver could not go on."""
         holder = self._holders.pop(name)
         with Session(self._engine) as session, session.begin():
-            statement = sa.update(StudyRow).where(StudyRow.name == name, StudyRow.token == holder.token)
-            session.execute(statement.values(holder=None, token=None, held_until=None))
+            mine = sa.select(StudyRow).where(StudyRow.name == name, StudyRow.token == holder.token).with_for_update()
+            row = session.scalar(mine)
+            if row is not None:
+                row.holder = row.token = row.held_until = None
+                row.notes = {**row.notes, _ENDED: {"why": trouble, "at": now()}}
 
     def set_planned(self, name: str, planned: int) -> None:
         """Change how many trials the study shall reach."""
@@ -317,6 +378,59 @@ class Store:
                 reasons.setdefault(row.number, []).append(row.reason)
         return reasons
 
+    def events(self, name: str, after: Position, limit: int = 500) -> list[Event]:
+        """What happened in a study after a position, oldest first; none where there is no such study."""
+        return events_after(self._engine, name, after, limit)
+
+    def position(self, name: str) -> Position:
+        """The position after everything that has happened in a study so far."""
+        return last_position(self._engine, name)
+
+    def workers(self, name: str) -> list[WorkerTally]:
+        """Who has measured trials of a study, on any split, and who failed at one."""
+        study_id = self._study_id(name)
+        e, f = EvaluationRow, FailureRow
+        done = sa.select(e.worker, sa.func.count(), sa.func.max(e.created)).where(e.study_id == study_id)
+        broken = sa.select(f.worker, sa.func.count(), sa.func.max(f.created)).where(f.study_id == study_id)
+        with Session(self._engine) as session:
+            measured = {w: (n, at) for w, n, at in session.execute(done.group_by(e.worker))}
+            failed = {w: (n, at) for w, n, at in session.execute(broken.group_by(f.worker))}
+        nothing = (0, "")
+        return [
+            WorkerTally(
+                worker=w,
+                measured=measured.get(w, nothing)[0],
+                failed=failed.get(w, nothing)[0],
+                last=max(measured.get(w, nothing)[1], failed.get(w, nothing)[1]),
+            )
+            for w in sorted({*measured, *failed} - {""})
+        ]
+
+    def stage_seconds(self, name: str) -> dict[str, float]:
+        """Wall seconds that workers spent on a study's measurements, by stage."""
+        study_id = self._study_id(name)
+        total: Counter[str] = Counter()
+        with Session(self._engine) as session:
+            for seconds in session.scalars(sa.select(EvaluationRow.seconds).where(EvaluationRow.study_id == study_id)):
+                total.update(seconds)
+        return dict(total)
+
+    def revision(self, name: str) -> str:
+        """Changes whenever what :func:`optimizer.results.results` reads of a study does; raises StoreError."""
+        with Session(self._engine) as session:
+            row = self._row(session, name)
+            measured = sa.select(sa.func.count(), sa.func.max(EvaluationRow.id))
+            counted = session.execute(measured.where(EvaluationRow.study_id == row.id)).one()
+            life = f"{row.created}:{row.spec_digest[:12]}"
+        # A trial's row is there before Optuna is told of it, and both are read.
+        return f"{life}:{counted[0]}:{counted[1]}:{self._states(name).get('COMPLETE', 0)}"
+
+    def driver(self, name: str) -> Holder | None:
+        """Who holds a study now; None where nobody does. Raises StoreError for an unknown name."""
+        with Session(self._engine) as session:
+            row = self._row(session, name)
+            return Holder.parse(row.holder, row.token or "") if row.holder and self._is_held(row.id) else None
+
     def add_export(self, name: str, number: int, path: str, digest: str) -> None:
         """Keep that a trial was written to ``path``."""
         with Session(self._engine) as session, session.begin():
@@ -348,7 +462,9 @@ class Store:
             return self._row(session, name).id
 
     def _summary(self, row: StudyRow) -> Summary:
-        states = self._states(row.name)
+        states, held = self._states(row.name), self._is_held(row.id)
+        ended = row.notes.get(_ENDED, {})
+        died = row.holder is not None and not held
         return Summary(
             name=row.name,
             planned=row.planned,
@@ -356,7 +472,9 @@ class Store:
             failed=states.get("FAIL", 0),
             running=states.get("RUNNING", 0),
             created=row.created,
-            driver=_shown(row.holder) if self._is_held(row.id) else None,
+            driver=_shown(row.holder) if held else None,
+            trouble=f"its driver, process {_shown(row.holder)}, ended without a word" if died else ended.get("why", ""),
+            ended="" if held or died else ended.get("at", ""),
         )
 
     def _states(self, name: str) -> dict[str, int]:
@@ -373,6 +491,15 @@ class Store:
         )
         with self._engine.connect() as connection:
             return {str(state): int(count) for state, count in connection.execute(statement)}
+
+    def _clear_away(self, name: str) -> None:
+        """Optuna's half of a study that was deleted. One that is not marked as such is somebody's, and stays."""
+        try:
+            study_id = self.trials.get_study_id_from_name(name)
+        except KeyError:
+            return
+        if self.trials.get_study_user_attrs(study_id).get(_DELETED):
+            self.trials.delete_study(study_id)
 
     def _is_held(self, study_id: int) -> bool:
         with Session(self._engine) as session:

@@ -142,3 +142,71 @@ class ReportUseRow(Base):
     items: Mapped[str] = mapped_column(String(64), index=True)
     study: Mapped[str] = mapped_column(String(200))
     created: Mapped[str] = mapped_column(String(32), default=now)
+
+
+class JobRow(Base):
+    """What the service was asked to do: a study to launch or resume, or an export to write; a process does each.
+
+    ``slot`` is the study's name while a driver's job is not over, so that a study has one at a time; ``holder``,
+    ``token`` and ``held_until`` are a lease as in StudyRow.
+    """
+
+    __tablename__ = "mergefront_job"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(32), unique=True)
+    study: Mapped[str] = mapped_column(String(200), index=True)
+    slot: Mapped[str | None] = mapped_column(String(200), unique=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    request: Mapped[Document]
+    who: Mapped[str] = mapped_column(String(200))
+    created: Mapped[str] = mapped_column(String(32), default=now)
+    holder: Mapped[str | None]
+    token: Mapped[str | None] = mapped_column(String(32))
+    held_until: Mapped[float | None]
+    progress: Mapped[Document] = mapped_column(default=dict)
+    ended: Mapped[str | None] = mapped_column(String(32))
+    code: Mapped[int | None]
+    message: Mapped[str] = mapped_column(default="")
+
+
+class TokenRow(Base):
+    """Who may use the service. The token itself is kept nowhere, only its SHA-256."""
+
+    __tablename__ = "mergefront_token"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    created: Mapped[str] = mapped_column(String(32), default=now)
+    revoked: Mapped[str | None] = mapped_column(String(32))
+
+
+class AuditRow(Base):
+    """A change that somebody made through the service, or to who may use it. Rows are added and never changed."""
+
+    __tablename__ = "mergefront_audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    created: Mapped[str] = mapped_column(String(32), default=now)
+    who: Mapped[str] = mapped_column(String(200))
+    address: Mapped[str] = mapped_column(String(100))
+    action: Mapped[str] = mapped_column(String(32))
+    about: Mapped[str] = mapped_column(String(200))
+    detail: Mapped[Document]
+
+
+class RequestRow(Base):
+    """A request with an Idempotency-Key: what it asked (a digest), and the answer once there is one."""
+
+    __tablename__ = "mergefront_request"
+    __table_args__ = (UniqueConstraint("who", "key"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    who: Mapped[str] = mapped_column(String(200))
+    key: Mapped[str] = mapped_column(String(200))
+    digest: Mapped[str] = mapped_column(String(64))
+    created: Mapped[float]
+    status: Mapped[int | None]
+    answer: Mapped[Document] = mapped_column(default=dict)

@@ -17,8 +17,10 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
+from search_spaces.errors import InputError
 from storage import database
 from storage.errors import LeaseError, StoreError
+from storage.events import Position
 from storage.lease import Holder
 from storage.records import Failed, Marks, Measured, Recipe, Score
 from storage.store import Store, StudyRecord
@@ -311,3 +313,130 @@ def test_a_database_of_the_first_version_opens_with_all_that_it_holds(tmp_path: 
     store.hold("tiny", Holder.me())
     assert (store.studies()[0].measured, store.studies()[0].running) == (9, 1)
     store.close()
+
+
+def failed(number: int) -> Failed:
+    return Failed(number=number, recipe=MEASURED.recipe, split="search", reason="a reason", worker="here:1")
+
+
+def test_events_come_once_in_order_and_from_wherever_a_listener_is(store: Store) -> None:
+    assert store.events("one", Position()) == []
+    for number in range(4):
+        store.add_measured("one", replace(MEASURED, number=number))
+        store.add_failed("one", failed(number + 10))
+    everything = store.events("one", Position())
+    assert len(everything) == 8
+    assert [e.data["trial"] for e in everything if e.name == "measured"] == [0, 1, 2, 3]
+    assert [e.data["trial"] for e in everything if e.name == "failed"] == [10, 11, 12, 13]
+    for place, event in enumerate(everything):
+        rest = store.events("one", Position.parse(str(event.position)))
+        assert [(e.name, e.data["trial"]) for e in rest] == [(e.name, e.data["trial"]) for e in everything[place + 1 :]]
+    in_threes: list[object] = []
+    position = Position()
+    while found := store.events("one", position, 3):
+        in_threes += found
+        position = found[-1].position
+    assert in_threes == everything
+    assert store.position("one") == everything[-1].position
+    assert store.events("other", Position()) == []
+
+
+@pytest.mark.parametrize("text", ["", "1.2", "a.b.c", "x.1.-2", "x.1.2.3", "x.1.1e9", "; DROP.1.2"])
+def test_a_position_that_was_not_sent_from_here_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="Last-Event-ID must be one that was sent here"):
+        Position.parse(text)
+
+
+def test_a_deleted_study_is_gone_and_its_name_is_free(store: Store) -> None:
+    """Also for a listener of the old one: what it was told last says nothing of the new one."""
+    store.optuna_study("one", optuna.samplers.RandomSampler()).ask()
+    store.add_measured("one", MEASURED)
+    store.jobs.add("one", "resume", {}, "me")
+    last = store.position("one")
+    store.delete("one")
+    assert store.studies() == []
+    assert store.jobs.waiting() == []
+    with pytest.raises(StoreError, match="there is no 'one'"):
+        store.delete("one")
+    again = replace(RECORD, created="2026-02-02T00:00:00+00:00")
+    store.create(again, directions=["maximize", "minimize"], objectives=["safety", "loss"])
+    assert store.study("one") == again
+    assert store.measured("one") == {}
+    assert store.optuna_study("one", optuna.samplers.RandomSampler()).trials == []
+    store.add_measured("one", MEASURED)
+    assert [e.data["trial"] for e in store.events("one", last)] == [0]
+
+
+def test_a_crash_between_the_halves_of_a_deletion_leaves_a_name_that_can_be_used(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(_self: object, _name: str) -> None:
+        raise Crash
+
+    store.optuna_study("one", optuna.samplers.RandomSampler()).ask()
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(Store, "_clear_away", crash)
+        store.delete("one")
+    store.create(RECORD, directions=["maximize", "minimize"], objectives=["safety", "loss"])
+    assert store.optuna_study("one", optuna.samplers.RandomSampler()).trials == []
+
+
+def test_somebody_elses_optuna_study_of_that_name_is_not_deleted(store: Store) -> None:
+    theirs = optuna.create_study(study_name="theirs", storage=store.trials, directions=["maximize", "minimize"])
+    theirs.ask()
+    record = replace(RECORD, name="theirs")
+    store.create(record, directions=["maximize", "minimize"], objectives=["safety", "loss"])
+    assert len(theirs.get_trials()) == 1
+
+
+def test_a_study_that_is_driven_is_not_deleted(store: Store, url: str) -> None:
+    store.hold("one", Holder.me())
+    other = Store.open(url)
+    with pytest.raises(StoreError, match="a study that is driven cannot be deleted, but one is, by "):
+        other.delete("one")
+    store.release("one")
+    other.delete("one")
+    other.close()
+
+
+def test_how_a_driver_ended_is_known_afterwards(store: Store) -> None:
+    def trouble() -> str:
+        return store.studies()[0].trouble
+
+    assert trouble() == ""
+    store.hold("one", Holder.me())
+    store.release("one", "no worker is left")
+    assert trouble() == "no worker is left"
+    store.hold("one", Holder.me())
+    assert trouble() == "no worker is left"
+    store.release("one")
+    assert trouble() == ""
+    gone = Holder(host=Holder.me().host, pid=Holder.me().pid, started=1.0)
+    store.hold("one", gone)
+    assert "ended without a word" in trouble()
+    assert store.driver("one") is None
+
+
+def test_a_revision_changes_with_all_that_results_read(store: Store) -> None:
+    seen = [store.revision("one")]
+    trial = store.optuna_study("one", optuna.samplers.RandomSampler()).ask()
+    trial.set_user_attr("recipe", {})
+    store.add_measured("one", MEASURED)
+    seen.append(store.revision("one"))
+    store.optuna_study("one", optuna.samplers.RandomSampler()).tell(trial.number, [1.0, 2.0])
+    seen.append(store.revision("one"))
+    store.add_measured("one", replace(MEASURED, split="validation"))
+    seen.append(store.revision("one"))
+    assert len(set(seen)) == len(seen)
+    assert store.revision("one") == seen[-1]
+
+
+def test_workers_are_told_with_what_they_did(store: Store) -> None:
+    for number, worker in enumerate(["a:1", "a:1", "b:2"]):
+        store.add_measured("one", replace(MEASURED, number=number, worker=worker))
+    store.add_failed("one", replace(failed(3), worker="b:2"))
+    assert [(w.worker, w.measured, w.failed) for w in store.workers("one")] == [("a:1", 2, 0), ("b:2", 1, 1)]
+    assert store.stage_seconds("one") == {"merge": 1.5}

@@ -1,0 +1,144 @@
+"""What lies in deploy/ against schemas: Kubernetes' own, and KubeRay's as far as we use it. Nothing is started here."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import kubernetes_validate
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+KUBERNETES = "1.35"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Group(_Strict):
+    rayStartParams: dict[str, str] = {}  # noqa: N815 (KubeRay's own name)
+    template: dict[str, Any]
+
+
+class _Workers(_Group):
+    groupName: str  # noqa: N815
+    replicas: int = Field(ge=0)
+    minReplicas: int = Field(ge=0)  # noqa: N815
+    maxReplicas: int = Field(ge=1)  # noqa: N815
+
+
+class _Auth(_Strict):
+    mode: Literal["disabled", "token"]
+    secretName: str  # noqa: N815
+
+
+class _ClusterSpec(_Strict):
+    rayVersion: str  # noqa: N815
+    authOptions: _Auth  # noqa: N815
+    headGroupSpec: _Group  # noqa: N815
+    workerGroupSpecs: list[_Workers]  # noqa: N815
+
+
+class _RayCluster(_Strict):
+    """The part of KubeRay's ray.io/v1 RayCluster that we use; a key that is not in it is a mistake."""
+
+    apiVersion: Literal["ray.io/v1"]  # noqa: N815
+    kind: Literal["RayCluster"]
+    metadata: dict[str, Any]
+    spec: _ClusterSpec
+
+
+def documents() -> list[Any]:
+    return [
+        pytest.param(document, id=f"{path.name}-{document['kind']}-{i}")
+        for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+        for i, document in enumerate(yaml.safe_load_all(path.read_text()))
+    ]
+
+
+def check(document: dict[str, Any]) -> None:
+    """Raises where a manifest does not keep to its schema; KubeRay's pods are Kubernetes' own."""
+    if document["kind"] != "RayCluster":
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        return
+    cluster = _RayCluster.model_validate(document)
+    for group in [cluster.spec.headGroupSpec, *cluster.spec.workerGroupSpecs]:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group.template["spec"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("document", documents())
+def test_every_manifest_keeps_to_its_schema(document: dict[str, Any]) -> None:
+    check(document)
+
+
+def _find(kind: str) -> dict[str, Any]:
+    return next(d.values[0] for d in documents() if d.values[0]["kind"] == kind)
+
+
+def test_the_check_can_fail() -> None:
+    deployment = _find("Deployment")
+    deployment["spec"]["template"]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check(deployment)
+    cluster = _find("RayCluster")
+    cluster["spec"]["workerGroupSpecs"][0]["maxReplica"] = 3
+    with pytest.raises(ValidationError, match="maxReplica"):
+        check(cluster)
+    cluster = _find("RayCluster")
+    cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"] = "gcs"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check(cluster)
+
+
+def test_what_manifests_refer_to_is_there() -> None:
+    """Claims, secrets with their keys, and the head's service by the name that KubeRay gives it."""
+    found = [d.values[0] for d in documents()]
+    claims = {d["metadata"]["name"] for d in found if d["kind"] == "PersistentVolumeClaim"}
+    keys = {(d["metadata"]["name"], k) for d in found if d["kind"] == "Secret" for k in d["stringData"]}
+    text = yaml.safe_dump_all(found)
+    assert set(re.findall(r"claimName: (\S+)", text)) <= claims
+    references = [r for d in found for r in _secret_references(d)]
+    assert len(references) >= 3
+    assert set(references) <= keys
+    cluster = _find("RayCluster")
+    assert f"--address={cluster['metadata']['name']}-head-svc:6379" in text
+    assert (cluster["spec"]["authOptions"]["secretName"], "auth_token") in keys
+
+
+def _secret_references(value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, list):
+        return [r for v in value for r in _secret_references(v)]
+    if not isinstance(value, dict):
+        return []
+    own = [(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])] if "secretKeyRef" in value else []
+    return own + [r for v in value.values() for r in _secret_references(v)]
+
+
+def test_the_compose_file_names_its_own_services_and_hides_its_secrets() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    services = compose["services"]
+    assert set(services) == {"database", "ray", "service"}
+    assert set(services["service"]["depends_on"]) == {"database", "ray"}
+    assert "@database/" in services["service"]["environment"]["MERGEFRONT_STORAGE"]
+    assert "--address=ray:6379" in services["service"]["command"][0]
+    assert all("healthcheck" in services[name] for name in services["service"]["depends_on"])
+    published = [p for s in services.values() for p in s.get("ports", [])]
+    assert published == ["127.0.0.1:8642:8642"], "nothing else is reachable from outside"
+    wanted = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text()))
+    assert wanted == set(re.findall(r"(?m)^(\w+)=$", (DEPLOY / "example.env").read_text()))
+
+
+def test_commands_in_deploy_are_ones_that_the_program_has() -> None:
+    from optimizer.cli import _parser
+
+    text = (DEPLOY / "compose.yaml").read_text() + (DEPLOY / "kubernetes" / "service.yaml").read_text()
+    found = re.findall(r"exec mergefront (serve[^\n]*)", text)
+    assert len(found) == 2
+    docker = (DEPLOY.parent / "Dockerfile").read_text()
+    found.append(" ".join(re.findall(r'"([^"]+)"', docker.rpartition("CMD ")[2])))
+    for command in found:
+        options = _parser().parse_args(command.split())
+        assert (options.host, options.first_token) == ("0.0.0.0", True)
