@@ -78,7 +78,7 @@ def address_in(said: Path) -> str:
 
 async def load(address: str, listeners: int, rate: int, seconds: float) -> tuple[list[float], list[float], int, int]:
     """Seconds of every request for the front, the same of every trial's rows, events heard, and failures."""
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30)
     front: list[float] = []
     rows: list[float] = []
     heard = failed = 0
