@@ -368,7 +368,7 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
     outcomes: list[bool] = []
     with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause:
         _, failed, planned = study.counts()
-        before = store.measured(name).values()
+        before = [*store.measured(name).values(), *store.measured(name, FURTHER).values()]
         board = Board(study.spec, planned=planned, measured=before, failed=failed, workers=pool.workers)
         watcher.board(board)
 

@@ -9,7 +9,7 @@ from optimizer.front import hypervolume, non_dominated
 from optimizer.report.figures import Axis, Point, Role, Scatter, Spread, weights_text
 from optimizer.results import direction, is_feasible
 from optimizer.spec import Spec
-from storage.records import Failed, Measured, Outcome
+from storage.records import FURTHER, Failed, Measured, Outcome
 from workers.pool import Busy
 
 
@@ -109,7 +109,9 @@ class Board:
         return [measured.scores[o.name].mean for o in self._spec.optimised]
 
     def _counts(self, measured: Measured) -> bool:
-        """Whether it may be on the front."""
+        """Whether it may be on the front; a second look at an earlier trial may not."""
+        if measured.split == FURTHER:
+            return False
         return not measured.stopped and is_feasible(self._spec, {n: s.mean for n, s in measured.scores.items()})
 
     def _is_merge(self, measured: Measured) -> bool:

@@ -26,6 +26,14 @@ _NEAREST = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Chances:
+    """How likely a trial is on the front, and how likely it keeps the constraints, by the model."""
+
+    on_front: float
+    feasible: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One measured trial. ``objectives`` are raw, ``posterior`` is the model's (mean, standard error).
 
@@ -42,10 +50,13 @@ class Row:
     on_front: bool
     stopped: str = ""
     further: Mapping[str, Score] = field(default_factory=dict)
+    chances: Chances | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The row as the command line prints it; ``stopped`` and ``further`` are there where they were."""
+        """The row as the command line prints it; ``stopped``, ``chances`` and ``further`` are there where they were."""
         more: dict[str, Any] = {"stopped": self.stopped} if self.stopped else {}
+        if self.chances is not None:
+            more["chances"] = {"on_front": self.chances.on_front, "feasible": self.chances.feasible}
         if self.further:
             more["further"] = {name: score.to_json() for name, score in self.further.items()}
         return {
@@ -171,6 +182,7 @@ def results(store: Store, name: str) -> Results:
                 on_front=number in believed.front,
                 stopped=measured[number].stopped,
                 further=further.get(number, {}),
+                chances=Chances(on_front=estimate.on_front, feasible=estimate.feasible),
             )
         )
     return Results(spec=spec, rows=tuple(sorted(rows, key=lambda r: r.trial)), fallback=believed.fallback)

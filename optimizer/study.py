@@ -123,7 +123,11 @@ class DriverStudy:
         self._books = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
         self._rivals = Rivals(store, name, self._books) if self.spec.search.evaluation.racing else None
         self._looks = SecondLooks(self.spec)
-        self._may_stop = self.spec.search.stop is not None and STOPPED not in store.notes(name)
+        notes = store.notes(name)
+        self._may_stop = self.spec.search.stop is not None and STOPPED not in notes
+        # A study that was cut short was long enough before.
+        cut_short = STOPPED in notes or SPENT in notes
+        self._roomy = cut_short or self.planned - len(starting_points(self.spec)) >= _ROOM
         self._seconds = store.seconds(name).get("gpu", 0.0)
         self._again: list[Assignment] = []
         self._out: dict[_Asked, int] = {}
@@ -346,8 +350,7 @@ class DriverStudy:
     def _reserved(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of the last trials are for them; none of a study that is too short to spare any."""
         labels = {t.user_attrs.get("baseline") for t in trials}
-        roomy = self.planned - len(starting_points(self.spec)) >= _ROOM
-        return sum(name not in labels for name in _HANDMADE) if roomy else 0
+        return sum(name not in labels for name in _HANDMADE) if self._roomy else 0
 
     def _take_up_spooled(self) -> None:
         for path, outcome in self._spool.waiting():

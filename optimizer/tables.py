@@ -23,9 +23,13 @@ def front_table(found: Results, rows: Sequence[Row], title: str) -> Table:
     for objective in found.spec.optimised:
         table.add_column(f"{objective.name}\nposterior", justify="right")
         table.add_column(f"{objective.name}\nmeasured", justify="right")
+    limited = any(o.violations(0.0) for o in found.spec.optimised)
+    for name in ("front", "feasible") if limited else ("front",):
+        table.add_column(f"chance\n{name}", justify="right")
     table.add_column("weights", overflow="fold")
     for row in rows:
         cells = [cell for o in found.spec.optimised for cell in _cells(row, o.name)]
+        cells += _chances(row)[: 2 if limited else 1]
         label = row.baseline or _stopped(row) or ("" if row.feasible else "constraint not met")
         table.add_row(str(row.trial), label, *cells, weights_text(row.recipe), style=None if row.feasible else "dim")
     return table
@@ -142,6 +146,12 @@ def weights_text(recipe: Recipe) -> str:
     ]
     text = " + ".join(shown) or "no checkpoint"
     return text if recipe.method == "linear" else f"{recipe.method}: {text}"
+
+
+def _chances(row: Row) -> list[str]:
+    """Of being on the front and of keeping the constraints."""
+    known = row.chances
+    return ["", ""] if known is None else [f"{known.on_front:.0%}", f"{known.feasible:.0%}"]
 
 
 def _stopped(row: Row) -> str:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from optimizer.report.figures import Point, Role, Scatter, roomy
 
-_MARKS = {Role.DOMINATED: ("·", "dim"), Role.INFEASIBLE: ("x", "dim"), Role.FRONT: ("●", "bright_blue")}
+_MARKS = {Role.DOMINATED: ("·", "dim"), Role.INFEASIBLE: ("×", "dim"), Role.FRONT: ("●", "bright_blue")}
 _LETTERS = "bright_yellow"
 _PICK = ("★", "bright_green")
 
@@ -19,26 +19,29 @@ def plot(figure: Scatter, *, width: int, height: int) -> Text:
     Baselines are letters. Everything stands where the posterior means are; what lies outside the figure's frame is
     left out.
     """
-    (left, right), (low, high) = (roomy(*ends) for ends in figure.frame)
+    canvas = _canvas(figure, width, height)
+    (left, right), (low, high) = canvas.x_limits(), canvas.y_limits()
+    shown = [p for p in figure.points if left <= _at(p)[0] <= right and low <= _at(p)[1] <= high]
+    groups = [(mark, role.value, [p for p in shown if p.role is role]) for role, (mark, _) in _MARKS.items()]
+    baselines = zip(ascii_letters, (p for p in shown if p.role is Role.BASELINE), strict=False)
+    groups += [(letter, p.label, [p]) for letter, p in baselines]
+    groups += [(_PICK[0], f"the pick, trial {p.trial}", [p]) for p in shown if p.chosen]
+    for mark, _, points in groups:
+        _put(canvas, points, mark)
+    return _coloured(canvas.show(), "   ".join(f"{mark} {meaning}" for mark, meaning, points in groups if points))
+
+
+def _canvas(figure: Scatter, width: int, height: int) -> plotille.Figure:
+    """An empty plane with its axes."""
     canvas = plotille.Figure()
     canvas.width, canvas.height = max(width - _Y_AXIS, 20), max(height - _LINES, 4)
     canvas.with_colors, canvas.origin = False, False  # plotille asks stdout about colours, and we may write elsewhere
     canvas.x_label, canvas.y_label = (axis.label for axis in figure.axes)
     canvas.register_label_formatter(float, _label)
-    canvas.set_x_limits(left, right)
-    canvas.set_y_limits(low, high)
-    shown = [p for p in figure.points if left <= _at(p)[0] <= right and low <= _at(p)[1] <= high]
-    for role, (mark, _) in _MARKS.items():
-        _put(canvas, [p for p in shown if p.role is role], mark)
-    letters = dict(zip(ascii_letters, (p for p in shown if p.role is Role.BASELINE), strict=False))
-    for letter, point in letters.items():
-        _put(canvas, [point], letter)
-    picks = [p for p in shown if p.chosen]
-    _put(canvas, picks, _PICK[0])
-    meanings = [*(f"{mark} {role.value}" for role, (mark, _) in _MARKS.items() if any(p.role is role for p in shown))]
-    meanings += [f"{_PICK[0]} the pick, trial {p.trial}" for p in picks]
-    meanings += [f"{letter} {p.label}" for letter, p in letters.items()]
-    return _coloured(canvas.show(), "   ".join(meanings))
+    x, y = figure.frame
+    canvas.set_x_limits(*roomy(*x))
+    canvas.set_y_limits(*roomy(*y))
+    return canvas
 
 
 _Y_AXIS = 13

@@ -102,7 +102,8 @@ def test_the_front_is_json_of_the_documented_form(demo: Demo) -> None:
     names = {c.name for c in load_spec(demo.study_file).checkpoints}
     assert {r["baseline"] for r in everything} >= names | {"uniform", "base", None}
     for row in everything:
-        assert set(row) == {"trial", "recipe", "weights", "objectives", "posterior", "feasible", "baseline", "on_front"}
+        known = {"trial", "recipe", "weights", "objectives", "posterior", "feasible", "baseline", "on_front"}
+        assert known | {"chances"} == set(row) - {"further"}
         assert set(row["objectives"]) == set(row["posterior"]) == {"safety", "general"}
         assert all(set(o) == {"mean", "stderr", "n", "unscored"} for o in row["objectives"].values())
         if set(row["weights"]) == names:

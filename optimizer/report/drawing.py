@@ -60,6 +60,9 @@ MARKS: Final = "trials:"
 _LONG_NAME = 24
 """Characters of a baseline's name that fit beside its mark; the table has all of it."""
 
+_FEW = 4
+"""Columns of a matrix up to which it is narrower than the page and its text as large as any."""
+
 _MOST_NUMBERS = 30
 """Columns of a matrix beyond which its cells have no room for numbers."""
 
@@ -318,42 +321,44 @@ def _recipe(drawing: Drawing, figure: Bars, size: Size) -> None:
 
 
 def _heat(drawing: Drawing, figure: Heat, size: Size) -> None:
-    rows, columns = len(figure.rows), len(figure.columns)
-    numbers = columns <= (_MOST_NUMBERS if not size.narrow else 8)
-    few = columns <= 4
-    drawing.set_size_inches(size.width * (0.75 if few and not size.narrow else 1), 0.6 + 0.27 * rows)
+    few = len(figure.columns) <= _FEW
+    drawing.set_size_inches(size.width * (0.75 if few and not size.narrow else 1), 0.6 + 0.27 * len(figure.rows))
     axes = drawing.subplots()
+    axes.set_xlim(-0.5, len(figure.columns) - 0.5)
+    axes.set_ylim(len(figure.rows) - 0.5, -0.5)
+    _cells(axes, figure, size)
+    _rows_and_columns(axes, figure, size)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _cells(axes: Axes, figure: Heat, size: Size) -> None:
+    """Shaded, with their texts where there is room."""
+    room = len(figure.columns) <= (8 if size.narrow else _MOST_NUMBERS)
+    text: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+    text["fontsize"] = size.text if len(figure.columns) <= _FEW else size.text - 1.5
     for i, row in enumerate(figure.cells):
         for j, cell in enumerate(row):
             colour = PALETTE.front if cell.shade >= 0 else PALETTE.baseline
             strength = 0.72 * min(abs(cell.shade), 1.0)
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=strength, linewidth=0))
-            if numbers:
-                weight = "bold" if i in figure.strong else "normal"
-                axes.text(
-                    j,
-                    i,
-                    cell.text,
-                    ha="center",
-                    va="center_baseline",
-                    fontsize=size.text - (0 if few else 1.5),
-                    weight=weight,
-                )
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
-    axes.set_yticks(range(rows), figure.rows, color=PALETTE.ink)
+            if room:
+                axes.text(j, i, cell.text, weight="bold" if i in figure.strong else "normal", **text)
+
+
+def _rows_and_columns(axes: Axes, figure: Heat, size: Size) -> None:
+    """Names of rows on the left, of columns above, every one or as many as have room."""
+    axes.set_yticks(range(len(figure.rows)), figure.rows, color=PALETTE.ink)
     for i in figure.strong:
         axes.get_yticklabels()[i].set_fontweight("bold")
         axes.axhline(i - 0.5, color=PALETTE.other, linewidth=0.8)
-    step = max(1, columns // (8 if size.narrow else 30))
+    step = max(1, len(figure.columns) // (8 if size.narrow else _MOST_NUMBERS))
     heads = [c.replace(" ", "\n") if size.narrow else c for c in figure.columns]
-    axes.set_xticks(range(0, columns, step), heads[::step], color=PALETTE.ink)
+    axes.set_xticks(range(0, len(heads), step), heads[::step], color=PALETTE.ink)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel(figure.across)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _curve(drawing: Drawing, figure: Curve, size: Size) -> None:

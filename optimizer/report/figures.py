@@ -286,27 +286,31 @@ def weights_along(found: Findings) -> list[Heat]:
     along = [r for r in reversed(found.results.front) if r.trial in merges]
     if not along:
         return []
-    names = [c.name for c in found.spec.checkpoints]
-    weights = [r.recipe.mean_weights() for r in along]
-    most = max((w for row in weights for w in row.values()), default=0.0) or 1.0
     first, last = found.spec.optimised[0], found.spec.optimised[-1]
     ends = f"from the best {last.name} (left) to the best {first.name} (right)"
+    names = tuple(c.name for c in found.spec.checkpoints)
     return [
         Heat(
             name="weights",
             title="Weights along the front",
             caption=f"One column a merge on the front, {ends if first is not last else 'the best on the right'}; one "
             "row a checkpoint, the stronger the colour the more of it.",
-            rows=tuple(names),
+            rows=names,
             strong=frozenset(),
             columns=tuple(str(r.trial) for r in along),
             across="trial",
-            cells=tuple(
-                tuple(Cell(text=_weight(row.get(name, 0.0)), shade=row.get(name, 0.0) / most) for row in weights)
-                for name in names
-            ),
+            cells=_weight_cells(names, [r.recipe.mean_weights() for r in along]),
         )
     ]
+
+
+def _weight_cells(names: Sequence[str], weights: Sequence[Mapping[str, float]]) -> tuple[tuple[Cell, ...], ...]:
+    """A row a checkpoint, a column a merge."""
+    most = max((w for row in weights for w in row.values()), default=0.0) or 1.0
+    return tuple(
+        tuple(Cell(text=_weight(row.get(name, 0.0)), shade=row.get(name, 0.0) / most) for row in weights)
+        for name in names
+    )
 
 
 def influences(found: Findings) -> list[Heat]:
@@ -314,8 +318,7 @@ def influences(found: Findings) -> list[Heat]:
     checkpoints = found.why.checkpoints
     if not checkpoints or found.why.fallback is not None:
         return []
-    columns = [(o, kind) for o in found.spec.optimised for kind in ("more", "left out")]
-    most = {o.name: max((abs(c.mean) for i in checkpoints for c in _told(i, o.name)), default=1.0) for o, _ in columns}
+    columns = [f"{o.name} {kind}" for o in found.spec.optimised for kind in (f"{STEP:g} more", "left out")]
     return [
         Heat(
             name="checkpoints",
@@ -325,17 +328,22 @@ def influences(found: Findings) -> list[Heat]:
             "the table.",
             rows=tuple(i.checkpoint for i in checkpoints),
             strong=frozenset(),
-            columns=tuple(f"{o.name} {f'{STEP:g} more' if kind == 'more' else kind}" for o, kind in columns),
+            columns=tuple(columns),
             across="",
-            cells=tuple(
-                tuple(
-                    _change((i.effect if kind == "more" else i.left_out).get(o.name), o, most[o.name])
-                    for o, kind in columns
-                )
-                for i in checkpoints
-            ),
+            cells=_change_cells(checkpoints, found.spec.optimised),
         )
     ]
+
+
+def _change_cells(
+    checkpoints: Sequence[Influence], objectives: Sequence[ObjectiveSpec]
+) -> tuple[tuple[Cell, ...], ...]:
+    """A row a checkpoint; of each objective what more of it does, and what leaving it out does."""
+    most = {o.name: max((abs(c.mean) for i in checkpoints for c in _told(i, o.name)), default=1.0) for o in objectives}
+    return tuple(
+        tuple(_change(kind.get(o.name), o, most[o.name]) for o in objectives for kind in (i.effect, i.left_out))
+        for i in checkpoints
+    )
 
 
 def _told(influence: Influence, objective: str) -> list[Change]:

@@ -1,6 +1,7 @@
 """Second looks and early ends: what the sampler foretells, and a driver that acts on it and survives every crash."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from optimizer import api, loop
+from optimizer.baselines import starting_points
+from optimizer.board import Board
 from optimizer.front import posterior, posterior_front
 from optimizer.outlook import STOPPED, SecondLooks, end_of, end_text
 from optimizer.results import results
@@ -18,7 +21,7 @@ from optimizer.samplers import AGAIN, OUTLOOK, make_sampler
 from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, load_spec
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
-from storage.records import FURTHER, Assignment
+from storage.records import FURTHER, Assignment, Measured, Score
 from storage.store import Store
 from workers.pool import LocalPool
 from workers.worker import Worker
@@ -160,6 +163,19 @@ def run(store: Store, worker: Worker) -> Counting:
     return pool
 
 
+def test_a_live_view_counts_a_second_look_but_puts_it_on_no_front(spec: Spec) -> None:
+    score = {name: Score(mean=0.9, stderr=0.1, n=9) for name in ("safety", "general")}
+    recipe = starting_points(spec)[0].recipe
+    first = Measured(number=0, recipe=recipe, split="search", scores=score, breakdown={}, marks={}, digest="")
+    lucky = replace(first, number=1, split=FURTHER, scores={n: replace(s, mean=1.0) for n, s in score.items()})
+    board = Board(spec, planned=10, measured=[first], failed=0, workers=list)
+    board.add(lucky)
+    assert board.measured == 2
+    figure = board.figure()
+    assert figure is not None
+    assert [p.on_front for p in figure.points] == [True, False]
+
+
 @pytest.mark.usefixtures("always")
 def test_a_second_look_asks_further_items_and_is_a_trial_off_the_front(store: Store, worker: Worker) -> None:
     pool = run(store, worker)
@@ -267,16 +283,19 @@ def test_a_search_ends_when_its_gains_drown_in_noise() -> None:
     assert end_text({}) == ""
 
 
+@pytest.mark.parametrize("looks", [5, 1])
 def test_an_early_end_is_noted_and_more_trials_can_be_bought(
-    study_file: Callable[..., Path], storage: str, capsys: pytest.CaptureFixture[str]
+    study_file: Callable[..., Path], storage: str, monkeypatch: pytest.MonkeyPatch, looks: int
 ) -> None:
+    """However early: also one with fewer than ten trials beside its starting points is held against handmade merges."""
+    monkeypatch.setattr("optimizer.outlook._LOOKS", looks)
     spec = load_spec(study_file(search={"trials": 40, "sampler": "auto", "seed": 3, "stop": 1}))
     store = Store.open(storage, create=True)
     create_study(store, spec, trials=40, fingerprints={})
     worker = Worker(spec.setup(device="cpu"))
     run(store, worker)
     ended = books(store)
-    assert len(ended) < 40
+    assert len(ended) < (40 if looks == 5 else 16)
     assert {t.user_attrs.get("baseline") for t in ended} >= {GREEDY_SOUP, BEST_SLIDER}
     assert store.study("tiny").planned == len(ended)
     assert api.early_end("tiny").startswith("stopped early after")

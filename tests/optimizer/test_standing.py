@@ -119,7 +119,9 @@ def test_front_says_it_always_and_keeps_its_json_clean(known_study: Known, capsy
     known_study(rule_of(m=(0.9, 0.9)), merges={"m": merge(0.6)})
     assert main(["front", "tiny", "--format", "json"]) == 0
     shown = capsys.readouterr()
-    assert isinstance(json.loads(shown.out), list)
+    rows = json.loads(shown.out)
+    assert all(0.0 <= row["chances"][kind] <= 1.0 for row in rows for kind in ("on_front", "feasible"))
+    assert rows[0]["chances"]["on_front"] > 0.9
     assert "beats the uniform average" in shown.err
     assert main(["front", "tiny"]) == 0
     assert "beats the uniform average" in capsys.readouterr().out

@@ -297,3 +297,30 @@ def test_nobody_waits_for_a_slow_trial(store: Store, worker: Worker) -> None:
     loop.search(study, pool, lambda _: None)
     assert pool.done_while_held == pool.submitted - 1
     assert study.counts() == (12, 0, 12)
+
+
+def test_a_resumed_study_proposes_what_an_uninterrupted_one_does(
+    study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Past its random start, where proposals come from the model; paused twice, each time with one drawn ahead."""
+    spec = load_spec(study_file(search={"trials": 15, "sampler": "auto", "seed": 3, "evaluation": {"items": 12}}))
+    worker = Worker(spec.setup(device="cpu"))
+
+    def recipes(name: str, pauses: list[int]) -> list[dict[str, Any]]:
+        store = Store.open(f"sqlite:///{tmp_path}/{name}.db", create=True)
+        create_study(store, spec, trials=15, fingerprints={})
+        for pause in [*pauses, 99]:
+            done: list[Outcome] = []
+            loop.search(
+                DriverStudy(store, "tiny"),
+                LocalPool(lambda: worker),
+                done.append,
+                lambda done=done, pause=pause: len(done) >= pause,  # type: ignore[misc]
+            )
+        found = [t.user_attrs["recipe"] for t in trials(store)]
+        store.close()
+        return found
+
+    through = recipes("through", [])
+    assert len(through) == 15
+    assert recipes("paused", [9, 3]) == through

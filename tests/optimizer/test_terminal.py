@@ -111,7 +111,8 @@ def test_the_plot_puts_every_mark_in_its_place(store: Store) -> None:
     figure = fronts(findings(store, "tiny"))[0]
     text = plot(figure, width=100, height=30)
     *lines, meanings = text.plain.splitlines()
-    letters = dict(re.findall(r"([a-z]) (\w+)", meanings.partition("the pick")[2].partition("   ")[2]))
+    told = [meaning.split(" ", 1) for meaning in meanings.split("   ")]
+    letters = {mark: label for mark, label in told if mark.isalpha()}
     assert set(letters.values()) == {r.baseline for r in findings(store, "tiny").results.baselines}
     drawn = [line.partition("| ")[2] for line in lines if "| " in line]
     places = {c: (row, line.index(c)) for row, line in enumerate(drawn) for c in line if c.isalpha() or c == "★"}

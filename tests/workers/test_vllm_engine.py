@@ -342,40 +342,71 @@ def test_a_lora_adapter_is_merged_into_full_weights_before_the_swap(models: Path
     assert totals(live) != pytest.approx(untuned, abs=1e-2)
 
 
-def test_two_processes_share_a_model_and_die_with_their_worker(models: Path, engine: Engine, tmp_path: Path) -> None:
-    """Tensor parallel; and after kill -9 nothing of the engine is left."""
-    engine.swap(BLEND)
-    expected = {"digest": engine.swap(BLEND), "totals": totals(engine)}
-    script = f"""
+SHARED = """
 import json, sys, time
-from test_vllm_engine import BLEND, family, opened, totals
 from pathlib import Path
+from test_vllm_engine import BLEND, family, opened, totals
+from workers.errors import EngineDied
+
+def told(name, document):
+    Path(sys.argv[2], name + ".partial").write_text(json.dumps(document))
+    Path(sys.argv[2], name + ".partial").rename(Path(sys.argv[2], name))
+
 if __name__ == "__main__":
-    engine = opened(family(Path({str(models)!r}), tensor_parallel=2))
-    found = {{"digest": engine.swap(BLEND), "totals": totals(engine)}}
-    found["backend"] = engine.facts.arguments["distributed_executor_backend"]
-    Path({str(tmp_path)!r}, "found.json").write_text(json.dumps(found))
+    engine = opened(family(Path(sys.argv[1]), tensor_parallel=2))
+    parallel = engine._llm.llm_engine.vllm_config.parallel_config
+    backend = parallel.distributed_executor_backend
+    told("found", {"digest": engine.swap(BLEND), "totals": totals(engine), "backend": backend})
+    while not Path(sys.argv[2], "killed").exists():
+        time.sleep(0.1)
+    try:
+        engine.swap(BLEND)
+    except EngineDied as e:
+        told("died", str(e))
     time.sleep(600)
 """
-    (tmp_path / "script.py").write_text(script)
-    paths = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    parent = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=os.environ | {"PYTHONPATH": paths})
+
+
+def awaited(path: Path, parent: "subprocess.Popen[bytes]") -> Any:
+    """What the other process has told."""
+    while not path.exists():
+        assert parent.poll() is None
+        time.sleep(0.1)
+    return json.loads(path.read_text())
+
+
+def test_two_processes_share_a_model_and_die_with_each_other_and_their_worker(
+    models: Path, engine: Engine, tmp_path: Path
+) -> None:
+    """Tensor parallel. One that is killed ends the engine; and after kill -9 of the worker nothing is left."""
+    digest = engine.swap(BLEND)
+    (tmp_path / "script.py").write_text(SHARED)
+    paths = os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", models, tmp_path], env=os.environ | {"PYTHONPATH": paths}
+    )
     try:
-        while not (tmp_path / "found.json").exists():
-            assert parent.poll() is None
-            time.sleep(0.2)
-        time.sleep(0.2)
-        found = json.loads((tmp_path / "found.json").read_text())
+        found = awaited(tmp_path / "found", parent)
         children = psutil.Process(parent.pid).children(recursive=True)
+        workers = [child for child in children if "VLLM" in child.name() or "Worker" in " ".join(child.cmdline())]
+        workers[0].kill()
+        (tmp_path / "killed").touch()
+        died = awaited(tmp_path / "died", parent)
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     assert found["backend"] == "mp"
-    assert found["digest"] == expected["digest"]
-    assert found["totals"] == pytest.approx(expected["totals"], abs=2e-3)
-    assert len(children) >= 2
+    assert found["digest"] == digest
+    assert found["totals"] == pytest.approx(totals(engine), abs=2e-3)
+    assert died.startswith("vLLM broke: ")
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
+
+
+def test_fewer_gpus_than_an_engine_wants_are_counted(models: Path) -> None:
+    setup = family(models, tensor_parallel=2)
+    with pytest.raises(InputError, match="must not exceed the GPUs there are, but it is 2 and there are 0"):
+        load(setup, load_tokenizer(models / "base"), device="cuda")
 
 
 def test_a_model_that_vllm_does_not_know_is_named(models: Path, tmp_path: Path) -> None:
@@ -408,3 +439,30 @@ def test_a_worker_measures_what_it_measures_with_transformers(study_file: Callab
         assert isinstance(raced, Measured), raced
         outcomes[kind] = [(o.digest, o.scores, o.marks, o.stopped) for o in (whole, raced)]
     assert outcomes["vllm"] == outcomes["transformers"]
+
+
+def test_a_guard_reads_what_a_merge_on_vllm_writes(study_file: Callable[..., Path], models: Path) -> None:
+    """A second model, on transformers in the same process."""
+    guard = {
+        "path": "suites/safety.jsonl",
+        "scorer": "guard",
+        "model": "models/gamma",
+        "template": "{prompt} {response}",
+        "verdicts": {"unsafe": "w[0-9]*[13579]", "safe": "^"},
+        "dtype": "float32",
+        "any_script": True,
+        "least_confidence": 0.0,
+        "max_new_tokens": 3,
+        "guard_tokens": 2,
+    }
+    marks = {}
+    for kind in ("vllm", "transformers"):
+        objectives = [{"name": "safe", "suites": [guard]}]
+        workers = {"engine": kind, "device": "cpu", "dtype": "float32"}
+        outcome = Worker(load_spec(study_file(objectives=objectives, workers=workers)).setup(device="cpu")).run(
+            Assignment(number=0, recipe=BLEND)
+        )
+        assert isinstance(outcome, Measured), outcome
+        (marks[kind],) = outcome.marks.values()
+    assert marks["vllm"] == marks["transformers"]
+    assert {"safe", "unsafe"} & set(marks["vllm"].verdicts)
