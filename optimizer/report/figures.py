@@ -247,7 +247,7 @@ def recipe_bars(found: Findings, trial: int) -> Bars:
     rows = tuple((name, *(f"{w:.3f}" for w in recipe.weights[name])) for name in shown)
     return Bars(
         name="recipe",
-        title=f"Recipe of trial {trial} ({recipe.method})",
+        title=f"Recipe of trial {trial} ({method_text(recipe)})",
         caption=f"How much of each checkpoint is in the merge.{grouped}",
         names=tuple(shown),
         values=tuple(recipe.mean_weights()[name] for name in shown),
@@ -398,6 +398,11 @@ def spread_of(score: Score, objective: ObjectiveSpec) -> Spread:
     """A score with its interval within the objective's bounds."""
     low, high = score.interval(objective.bounds)
     return Spread(mean=score.mean, low=low, high=high)
+
+
+def method_text(recipe: Recipe) -> str:
+    """``dare_ties, density 0.53``: the method and its parameters."""
+    return ", ".join([recipe.method, *(f"{name} {value:.3g}" for name, value in recipe.parameters.items())])
 
 
 def weights_text(recipe: Recipe) -> str:

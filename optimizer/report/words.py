@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from optimizer.claims import Gap, claims_text
 from optimizer.compare import OnObjective, amount
-from optimizer.report.figures import Spread, Table, spread_of, spread_text, value_text, weights_text
+from optimizer.report.figures import Spread, Table, method_text, spread_of, spread_text, value_text, weights_text
 from optimizer.report.findings import Findings
 from optimizer.results import Row
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec
@@ -176,7 +176,7 @@ def _trial(found: Findings, row: Row) -> list[object]:
     words = [row.baseline, "on the front" if row.on_front else None, None if row.feasible else "constraint not met"]
     words.append("picked by the validation split" if row.trial in found.picked else None)
     words.append("the pick" if found.choice and found.choice.trial == row.trial else None)
-    return [", ".join(filter(None, words)), row.recipe.method, weights_text(row.recipe), row.stopped, texts]
+    return [", ".join(filter(None, words)), method_text(row.recipe), weights_text(row.recipe), row.stopped, texts]
 
 
 def _believed(row: Row, objective: ObjectiveSpec) -> str:

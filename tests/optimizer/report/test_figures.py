@@ -108,10 +108,14 @@ def test_the_stairs_of_the_front_hold_no_dominated_point(found: Findings) -> Non
 
 def test_recipe_bars_run_from_the_largest_weight_and_leave_out_zeros(found: Findings) -> None:
     recipe = Recipe(
-        method="linear", groups="layers:2", weights={"alpha": (0.1, 0.3), "beta": (0.9, 0.7), "gamma": (0.0, 0.0)}
+        method="dare_ties",
+        parameters={"density": 0.53},
+        groups="layers:2",
+        weights={"alpha": (0.1, 0.3), "beta": (0.9, 0.7), "gamma": (0.0, 0.0)},
     )
     rows = tuple(replace(r, recipe=recipe) if r.trial == 0 else r for r in found.results.rows)
     bars = recipe_bars(replace(found, results=replace(found.results, rows=rows)), 0)
+    assert bars.title == "Recipe of trial 0 (dare_ties, density 0.53)"
     assert bars.names == ("beta", "alpha")
     assert bars.values == pytest.approx((0.8, 0.2))
     assert bars.spans == ((0.7, 0.9), (0.1, 0.3))
