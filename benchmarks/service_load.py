@@ -78,16 +78,18 @@ def address_in(said: Path) -> str:
 
 async def load(address: str, listeners: int, rate: int, seconds: float) -> tuple[list[float], list[float], int, int]:
     """Seconds of every request for the front, the same of every trial's rows, events heard, and failures."""
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30)
     front: list[float] = []
     rows: list[float] = []
     heard = failed = 0
 
+    connected = 0
     async with httpx2.AsyncClient(limits=limits, timeout=60) as client:
 
         async def listen() -> None:
-            nonlocal heard
+            nonlocal heard, connected
             async with client.stream("GET", f"{address}/v1/studies/{STUDY}/events") as response:
+                connected += 1
                 async for line in response.aiter_lines():
                     heard += line.startswith("event: measured")
 
@@ -99,6 +101,8 @@ async def load(address: str, listeners: int, rate: int, seconds: float) -> tuple
             failed += response.status_code != 200
 
         listening = [asyncio.create_task(listen()) for _ in range(listeners)]
+        while connected < listeners:
+            await asyncio.sleep(0.1)
         asked = []
         begun = time.perf_counter()
         for i in range(int(rate * seconds)):

@@ -25,7 +25,18 @@ def main() -> None:
     if chromium is None:
         sys.exit("there must be a chromium on this machine, but there is none: `make chromium` installs Debian's.")
     storage = f"sqlite:///{options.directory / 'mergefront.db'}"
-    command = [MERGEFRONT, "serve", "--port", "0", "--root", options.directory, "--storage", storage]
+    command = [
+        MERGEFRONT,
+        "serve",
+        "--port",
+        "0",
+        "--root",
+        options.directory,
+        "--storage",
+        storage,
+        "--logs",
+        options.directory,
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
         assert service.stderr is not None
         found = re.search(r" on (http://\S+) ", service.stderr.readline())

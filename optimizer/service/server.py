@@ -18,6 +18,8 @@ from storage.store import Store
 _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 2
+_KEPT_SECONDS = 75
+"""Longer than clients keep idle connections: who closes first must not be the one that is about to be asked."""
 
 
 def serve(settings: Settings) -> None:
@@ -38,6 +40,7 @@ def serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_keep_alive=_KEPT_SECONDS,
             server_header=False,
             proxy_headers=False,
         )

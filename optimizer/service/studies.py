@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from optimizer.service import reader
 from optimizer.service.desk import Desk, TheDesk, caller_of
@@ -46,6 +45,7 @@ _FRONT: Responses = {
     200: {"content": {"application/json": {"schema": {"type": "array", "items": {"type": "object"}}}}},
     304: {"description": "It is what If-None-Match names."},
 }
+_STREAM: Responses = {200: {"content": {"text/event-stream": {}}}}
 _HTML: Responses = {200: {"content": {"text/html": {}}}}
 _REPORT_POLICY = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -235,21 +235,23 @@ async def _start(
     last_event_id: Annotated[str | None, Header(description="Where to begin; 0 is the study's beginning.")] = None,
 ) -> Position:
     """Where a listener begins; what is wrong with the request shows before the stream begins."""
-    await desk.standing(name)
     if desk.feeds.listeners >= _MOST_LISTENERS:
         raise Problem(503, f"at most {_MOST_LISTENERS} may listen.", headers={"retry-after": "30"})
+    now = desk.feeds.position(name)
+    if now is None:
+        await desk.standing(name)
     if last_event_id == "0":
         return Position()
-    return Position.parse(last_event_id) if last_event_id else await asyncio.to_thread(desk.store.position, name)
+    if last_event_id:
+        return Position.parse(last_event_id)
+    return await asyncio.to_thread(desk.store.position, name) if now is None else now
 
 
-@router.get("/studies/{name}/events", response_class=EventSourceResponse, responses=_GONE)
-async def events(
-    desk: TheDesk, name: StudyName, start: Annotated[Position, Depends(_start)]
-) -> AsyncIterator[ServerSentEvent]:
+@router.get("/studies/{name}/events", response_class=Response, responses=_GONE | _STREAM)
+async def events(desk: TheDesk, name: StudyName, start: Annotated[Position, Depends(_start)]) -> Response:
     """Server-sent events: `measured`, `failed`, `state`. With Last-Event-ID everything since then; else from now on."""
-    async for message in desk.feeds.follow(name, start):
-        yield ServerSentEvent(raw_data=message.data, event=message.event, id=message.id)
+    headers = {"x-accel-buffering": "no"}
+    return StreamingResponse(desk.feeds.follow(name, start), media_type="text/event-stream", headers=headers)
 
 
 @router.get("/studies/{name}/report", response_class=Response, responses=_GONE | _HTML)
