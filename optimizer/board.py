@@ -42,15 +42,15 @@ class Board:
         return len(self._measured)
 
     def add(self, outcome: Outcome) -> None:
-        """One more. A second look is at a trial that is there already."""
+        """One more. A second look counts as a trial, and is on no front: its merge is there already."""
         if isinstance(outcome, Failed):
             self.failed += 1
-        elif outcome.split == "search":
+        else:
             self._measured.append(outcome)
 
     def hypervolume(self) -> float:
         """What the feasible merges cover beyond the worst baseline in every objective; 0.0 where nothing does."""
-        found = list(self._measured)
+        found = self._first_looks()
         baselines = [self._values(m) for m in found if m.recipe.digest in self._names]
         merges = [self._values(m) for m in found if self._counts(m) and self._is_merge(m)]
         if not baselines or not merges:
@@ -63,7 +63,7 @@ class Board:
 
     def figure(self) -> Scatter | None:
         """The first two objectives, or the only one over trials; None before anything is measured."""
-        found = list(self._measured)
+        found = self._first_looks()
         if not found:
             return None
         optimised = self._spec.optimised
@@ -78,6 +78,9 @@ class Board:
             points=tuple(self._point(m, (x, y), on_front=m.number in front) for m in found),
             whole=len(optimised) <= 2,
         )
+
+    def _first_looks(self) -> list[Measured]:
+        return [m for m in list(self._measured) if m.split != FURTHER]
 
     def _front(self, found: Sequence[Measured]) -> set[int]:
         able = [m for m in found if self._counts(m)]
@@ -109,9 +112,7 @@ class Board:
         return [measured.scores[o.name].mean for o in self._spec.optimised]
 
     def _counts(self, measured: Measured) -> bool:
-        """Whether it may be on the front; a second look at an earlier trial may not."""
-        if measured.split == FURTHER:
-            return False
+        """Whether it may be on the front."""
         return not measured.stopped and is_feasible(self._spec, {n: s.mean for n, s in measured.scores.items()})
 
     def _is_merge(self, measured: Measured) -> bool:

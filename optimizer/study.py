@@ -442,7 +442,7 @@ def _once_more(outcome: Outcome, number: int) -> Outcome:
     """The outcome of a trial whose merge was measured for another: it cost nothing."""
     if isinstance(outcome, Failed):
         return replace(outcome, number=number)
-    return replace(outcome, number=number, seconds={"total": 0.0})
+    return replace(outcome, number=number, seconds=dict.fromkeys(outcome.seconds, 0.0))
 
 
 def _unusable(measured: Measured, spec: Spec) -> str | None:

@@ -173,7 +173,7 @@ def test_a_live_view_counts_a_second_look_but_puts_it_on_no_front(spec: Spec) ->
     assert board.measured == 2
     figure = board.figure()
     assert figure is not None
-    assert [p.on_front for p in figure.points] == [True, False]
+    assert [(p.trial, p.on_front) for p in figure.points] == [(0, True)]
 
 
 @pytest.mark.usefixtures("always")

@@ -79,10 +79,10 @@ def test_the_live_view_shows_bars_figures_front_and_workers(board: Board) -> Non
     assert re.search(r"a:2\s+idle", shown)
 
 
-def test_a_second_look_is_no_further_trial(board: Board, store: Store) -> None:
+def test_a_second_look_is_a_trial_that_covers_no_further_hypervolume(board: Board, store: Store) -> None:
     before = board.hypervolume()
     board.add(replace(store.measured("tiny")[0], number=20, split="further"))
-    assert (board.measured, board.hypervolume()) == (10, before)
+    assert (board.measured, board.hypervolume()) == (11, before)
 
 
 def test_a_low_terminal_goes_without_the_plot(board: Board) -> None:
