@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,6 +85,42 @@ def test_two_workers_with_a_crash_between_measure_what_transformers_does(study_f
         assert isinstance(other, Measured), other
         assert (other.digest, other.scores, other.marks) == (outcome.digest, outcome.scores, outcome.marks)
     _, alive = psutil.wait_procs(survivors, timeout=60)
+    assert alive == []
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from optimizer.spec import load_spec
+from workers.ray_pool import RayPool
+
+pool = RayPool(load_spec(Path(sys.argv[1])).setup(device="cpu"), count=1)
+print(*pool.process_ids(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("killed", ["driver", "raylet"])
+def test_no_engine_outlives_a_driver_or_a_ray_that_is_killed(study_file: Callable[..., Path], killed: str) -> None:
+    file = study_file(workers={"engine": "vllm", "device": "cpu", "dtype": "float32", "tensor_parallel": 2})
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, file],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+    assert driver.stdout
+    with driver, driver.stdout as told:
+        try:
+            worker = psutil.Process(int(told.readline()))
+            engine = [worker, *worker.children(recursive=True)]
+            ray_of_it = psutil.Process(driver.pid).children(recursive=True)
+            victim = {"driver": driver.pid} | {p.name(): p.pid for p in ray_of_it}
+            os.kill(victim[killed], signal.SIGKILL)
+            _, alive = psutil.wait_procs(engine, timeout=90)
+        finally:
+            driver.kill()
+    assert len(engine) > 2
     assert alive == []
 
 
