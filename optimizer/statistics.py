@@ -30,6 +30,7 @@ _FEWEST = 5
 """Kinds of clusters with fewer members than this are drawn together: one cluster alone shows no spread."""
 
 _POWERED = float(norm.ppf(0.975) + norm.ppf(0.8))
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,9 @@ class Difference:
     @property
     def items_needed(self) -> int | None:
         """Items like these that would show this difference four times in five, at 5 %; None where there is none."""
-        return ceil(self.n * (_POWERED * self.stderr / self.mean) ** 2) if self.mean and self.stderr else None
+        if abs(self.mean) < _ROUNDING or not self.stderr:  # sums of equal values differ in their last bits
+            return None
+        return ceil(self.n * (_POWERED * self.stderr / self.mean) ** 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from math import comb, sqrt
 
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimizer.statistics import (
+    Difference,
     Pairing,
     gap,
     holm,
@@ -57,6 +59,12 @@ def test_merges_that_agree_on_every_item_are_not_known_to_be_equal() -> None:
     assert (same.mean, same.p, same.told_apart, same.items_needed) == (0.0, 1.0, False, None)
     assert same.low == -same.high
     assert 0.01 < same.high < 0.03
+
+
+def test_a_difference_of_last_bits_is_none() -> None:
+    apart = Difference(mean=4e-17, stderr=0.01, low=-0.02, high=0.02, p=1.0, n=408, clusters=136, wins=5, losses=5)
+    assert apart.items_needed is None
+    assert replace(apart, mean=0.02).items_needed is not None
 
 
 def test_the_paired_error_is_that_of_the_differences() -> None:
