@@ -182,7 +182,10 @@
     text.addEventListener("input", changed);
     $("#file").addEventListener("change", async (event) => {
       const file = event.target.files[0];
-      if (file) text.value = await file.text();
+      if (!file) return;
+      $("#check").disabled = true; // there is nothing to check until it has been read
+      text.value = await file.text();
+      $("#check").disabled = false;
       changed();
     });
     $("#new").addEventListener("submit", async (event) => {

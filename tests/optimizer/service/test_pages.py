@@ -114,6 +114,15 @@ def opened(browser: Any, **options: Any) -> tuple[Any, list[str]]:
     return page, errors
 
 
+SLOW_DISK = """
+const read = Blob.prototype.text;
+Blob.prototype.text = async function () {
+  await new Promise((done) => setTimeout(done, 1000));
+  return read.call(this);
+};
+"""
+
+
 def test_a_person_launches_watches_picks_exports_and_takes_the_report_home(
     pages: Any, pictures: Path, request: pytest.FixtureRequest, tmp_path: Path, storage: str, start: Callable[..., Any]
 ) -> None:
@@ -125,6 +134,7 @@ def test_a_person_launches_watches_picks_exports_and_takes_the_report_home(
     service = start(root, storage)
     page, errors = opened(pages, viewport={"width": 1200, "height": 900}, accept_downloads=True)
 
+    page.add_init_script(SLOW_DISK)
     page.goto(f"{service.url}/")
     page.get_by_role("link", name="Start one").click()
     page.get_by_label("Open a file").set_input_files(study_file)
