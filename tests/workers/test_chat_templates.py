@@ -33,9 +33,10 @@ def test_an_ordinary_template_has_no_problem() -> None:
     ],
 )
 def test_a_template_that_does_not_end_is_stopped(text: str) -> None:
+    before = active_children()
     problem = template_problem(with_template(text), CHATS, seconds=0.5)
     assert problem == "a chat template must render 2 prompts in 1 s, but the base's does not end."
-    assert not active_children()
+    assert set(active_children()) <= set(before)
 
 
 @pytest.mark.parametrize(
