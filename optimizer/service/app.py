@@ -25,7 +25,6 @@ from optimizer.service.settings import Settings
 from optimizer.service.shapes import SessionAsked
 from storage.store import Store
 
-_MOST_BODY = 1_000_000
 _HERE = Path(__file__).parent
 
 _log = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ def make_app(settings: Settings, store: Store) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         lifespan=alive,
-        max_body_size=_MOST_BODY,
         telemetry={"tracing": False, "metrics": False, "logs": False},
         redirect_slashes=False,
     )

@@ -20,6 +20,9 @@ from optimizer.service.settings import Settings
 from storage.access import Access, Caller, digest
 
 COOKIE = "mergefront_token"
+MOST_BODY = 1_000_000
+"""Bytes of a request: as many as a study file may have."""
+
 ANYBODY = Caller(name="anybody on this machine", role="operator")
 
 _log = logging.getLogger(__name__)
@@ -70,10 +73,11 @@ class Gate:
         request = Request(scope)
         try:
             scope.setdefault("state", {})["caller"] = await self._admitted(request)
+            received = receive if request.method in _READS else await _whole(request, receive)
         except Problem as problem:
             await self._refusal(request, problem)(scope, receive, with_headers)
             return
-        await self._app(scope, receive, with_headers)
+        await self._app(scope, received, with_headers)
 
     async def _admitted(self, request: Request) -> Caller | None:
         """Who asks; None on a public path. Raises Problem for what must not pass."""
@@ -121,6 +125,29 @@ class Gate:
         if problem.status == 401 and page and not request.url.path.startswith("/v1/"):
             return RedirectResponse("/login", 303)
         return problem.response()
+
+
+async def _whole(request: Request, receive: Receive) -> Receive:
+    """The body, read here and handed on at once. Raises Problem as soon as it is known to be too large."""
+    too_large = Problem(413, f"a request must have at most {MOST_BODY:,} bytes, but has more.")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > MOST_BODY:
+        raise too_large
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":  # half of a study's text may be a study, too
+            raise Problem(400, "a request must come whole, but it broke off.")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MOST_BODY:
+            raise too_large
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def received() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return received
 
 
 _CHALLENGE = {"www-authenticate": 'Bearer error="invalid_token"'}

@@ -1,5 +1,6 @@
 """Every rule of access, named by the attack that it stops."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +144,33 @@ def test_an_oversized_body_is_refused_unread(client: TestClient) -> None:
             yield b"#" * 10_000
 
     assert client.post("/v1/studies", content=endless(), headers=kind).status_code == 413
+
+
+def test_half_of_a_study_is_none(client: TestClient) -> None:
+    """A text that breaks off is often YAML still."""
+    parts = iter([{"type": "http.request", "body": b"study: half\n", "more_body": True}, {"type": "http.disconnect"}])
+    said: list[dict[str, Any]] = []
+    headers = [(b"host", b"127.0.0.1:8642"), (b"content-type", b"application/yaml")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/studies",
+        "query_string": b"",
+        "headers": headers,
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 8642),
+        "scheme": "http",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return next(parts)
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]  # Starlette's types are those of MutableMapping
+    assert said[0]["status"] == 400
+    assert b"it broke off" in said[1]["body"]
 
 
 def test_guessing_tokens_is_slowed_down_for_the_guesser_alone(serve: Serve, token: Token) -> None:
