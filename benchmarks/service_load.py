@@ -25,6 +25,8 @@ import optuna
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from benchmarks.reliability import MadeUp, _spec, fill
 from optimizer import loop
 from optimizer.driver import holding, pausing
