@@ -126,8 +126,8 @@ class DriverStudy:
         notes = store.notes(name)
         self._may_stop = self.spec.search.stop is not None and STOPPED not in notes
         # A study that was cut short was long enough before.
-        cut_short = STOPPED in notes or SPENT in notes
-        self._roomy = cut_short or self.planned - len(starting_points(self.spec)) >= _ROOM
+        self._spent = SPENT in notes
+        self._roomy = STOPPED in notes or self._spent or self.planned - len(starting_points(self.spec)) >= _ROOM
         self._seconds = store.seconds(name).get("gpu", 0.0)
         self._again: list[Assignment] = []
         self._out: dict[_Asked, int] = {}
@@ -136,7 +136,7 @@ class DriverStudy:
         self._gone: Exception | None = None
         self._take_up_spooled()
         self._put_right()
-        self._warm = WarmStart.from_notes(store.notes(name))
+        self._warm = WarmStart.from_notes(notes)
         self._take_over()
         self._start: list[Baseline] = self._missing_starts()
         self._look()
@@ -285,28 +285,34 @@ class DriverStudy:
         ahead = self.spec.search.stop
         if ahead is None or not self._may_stop or (end := end_of(trials, ahead)) is None:
             return
-        if self._end_early(trials, STOPPED, end.to_json()):
+        if self._end_early(trials):
             self._may_stop = False
+            self._say_end(STOPPED, end.to_json())
 
     def _end_if_spent(self) -> None:
         """Ends the study once, where its budget is spent; trials that are bought later are made."""
         budget = self.spec.search.budget
-        if budget is None or self._seconds < budget.gpu_hours * 3600 or SPENT in self._store.notes(self._name):
+        if budget is None or self._spent or self._seconds < budget.gpu_hours * 3600:
             return
+        self._spent = True
         trials = [t for t in self._study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
+        self._end_early(trials)
+        # Said also of a study that was at its end anyway: what is bought later is beyond the budget, and wanted.
         note = {"trials": len(trials), "spent": self._seconds / 3600, "budget": budget.gpu_hours}
-        self._end_early(trials, SPENT, note)
+        self._say_end(SPENT, note)
 
-    def _end_early(self, trials: Sequence[FrozenTrial], key: str, note: Mapping[str, Any]) -> bool:
-        """Plan no more than there is, and say why; whether that changed anything."""
+    def _end_early(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Plan no more than there is; whether that changed anything."""
         enough = len(trials) + self._reserved(trials)
         if enough >= self.planned:
             return False
         self.planned = enough
         self._store.set_planned(self._name, self.planned)
+        return True
+
+    def _say_end(self, key: str, note: Mapping[str, Any]) -> None:
         self._store.note(self._name, key, note)
         _log.warning("%s", end_text({key: note}))
-        return True
 
     def _second_look(self, first: FrozenTrial) -> Assignment:
         """A trial of the same merge on further items. It has parameters, so the model learns from it by itself."""

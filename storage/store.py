@@ -320,7 +320,7 @@ class Store:
         return {row.number: _measured(row, {}) for row in rows}
 
     def seconds(self, name: str) -> dict[str, float]:
-        """Seconds by stage, added up over every measurement of any split."""
+        """Seconds that workers spent, by stage, added up over every measurement of any split."""
         found: Counter[str] = Counter()
         with Session(self._engine) as session:
             statement = sa.select(EvaluationRow.seconds).where(EvaluationRow.study_id == self._study_id(name))
@@ -405,15 +405,6 @@ class Store:
             )
             for w in sorted({*measured, *failed} - {""})
         ]
-
-    def stage_seconds(self, name: str) -> dict[str, float]:
-        """Wall seconds that workers spent on a study's measurements, by stage."""
-        study_id = self._study_id(name)
-        total: Counter[str] = Counter()
-        with Session(self._engine) as session:
-            for seconds in session.scalars(sa.select(EvaluationRow.seconds).where(EvaluationRow.study_id == study_id)):
-                total.update(seconds)
-        return dict(total)
 
     def revision(self, name: str) -> str:
         """Changes whenever what :func:`optimizer.results.results` reads of a study does; raises StoreError."""

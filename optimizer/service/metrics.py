@@ -48,7 +48,7 @@ class StudyMetrics(Collector):
         help_text = "Seconds that workers spent, by stage."
         family = CounterMetricFamily("mergefront_stage_seconds", help_text, labels=["study", "stage"])
         for s in begun:
-            for stage, seconds in sorted(self._store.stage_seconds(s.name).items()):
+            for stage, seconds in sorted(self._store.seconds(s.name).items()):
                 family.add_metric([s.name, stage], seconds)
         return family
 

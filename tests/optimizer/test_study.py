@@ -107,6 +107,20 @@ def test_a_budget_of_gpu_hours_ends_a_study_and_more_trials_can_be_bought(
     store.close()
 
 
+def test_a_budget_that_is_spent_with_the_last_trial_does_not_end_what_is_bought_later(
+    study_file: Callable[..., Path], storage: str
+) -> None:
+    spec = load_spec(study_file(search={"trials": 6, "sampler": "random", "seed": 3, "budget": {"gpu_hours": 0.6}}))
+    store = Store.open(storage, create=True)
+    create_study(store, spec, trials=6, fingerprints={})
+    expensive: Any = Expensive(Worker(spec.setup(device="cpu")))
+    run(store, expensive)
+    assert store.seconds("tiny")["gpu"] == pytest.approx(0.6 * 3600)
+    store.set_planned("tiny", 20)
+    assert run(store, expensive).counts() == (20, 0, 20)
+    store.close()
+
+
 def test_a_study_runs_and_resumes_on_postgresql(spec: Spec, worker: Worker, postgresql_url: str) -> None:
     for trials in (7, 9):
         store = Store.open(postgresql_url, create=True)

@@ -439,4 +439,4 @@ def test_workers_are_told_with_what_they_did(store: Store) -> None:
         store.add_measured("one", replace(MEASURED, number=number, worker=worker))
     store.add_failed("one", replace(failed(3), worker="b:2"))
     assert [(w.worker, w.measured, w.failed) for w in store.workers("one")] == [("a:1", 2, 0), ("b:2", 1, 1)]
-    assert store.stage_seconds("one") == {"merge": 1.5}
+    assert store.seconds("one") == {"merge": 1.5}
