@@ -16,6 +16,7 @@ from optimizer.endings import ending_of
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     from optimizer.results import Results, Row
     from optimizer.validate import Validation
     from optimizer.views import Views
@@ -449,7 +450,7 @@ def show(table: object) -> None:
     (console if console.is_terminal else Console(markup=False, emoji=False, width=160)).print(table)
 
 
-def _add_suites(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_suites(commands: "_Commands") -> None:
     suites = commands.add_parser("suites", help="published data sets as suites")
     verbs = suites.add_subparsers(required=True, metavar="VERB")
     read = verbs.add_parser("import", help="make a suite of a data set's published files")
@@ -463,9 +464,7 @@ def _add_suites(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     verbs.add_parser("list", help="the data sets that can be read").set_defaults(command=_suites_list)
 
 
-def _add_serve(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", storage: argparse.ArgumentParser
-) -> None:
+def _add_serve(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
     serve = commands.add_parser("serve", parents=[storage], help="studies for a team: an HTTP service with pages")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s; any other needs tokens")
     serve.add_argument("--port", type=int, default=8642, help="default: %(default)s; 0 takes a free one")
@@ -502,16 +501,7 @@ def _add_serve(
     token.set_defaults(command=_token)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mergefront", description=__doc__.split("\n")[0])
-    parser.add_argument("--log-file", default=logs.default_file(), metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--log-format", choices=["text", "json"], default="text", help="of log file and stderr")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    storage = argparse.ArgumentParser(add_help=False)
-    storage.add_argument(
-        "--storage", metavar="URL", help="database; default MERGEFRONT_STORAGE or sqlite:///mergefront.db"
-    )
-
+def _add_runs(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
     demo = commands.add_parser("demo", help="the whole job on a tiny family that it trains on the spot")
     demo.add_argument("--dir", default="demo", help="where family, study and exports go (default: demo)")
     demo.add_argument("--trials", type=int, metavar="N")
@@ -541,9 +531,8 @@ def _parser() -> argparse.ArgumentParser:
     studies.add_argument("--format", choices=["table", "json"], default="table")
     studies.set_defaults(command=_studies)
 
-    _add_suites(commands)
-    _add_serve(commands, storage)
 
+def _add_fronts(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
     front = commands.add_parser("front", parents=[storage], help="the best merges found, and the baselines")
     front.add_argument("study", metavar="STUDY")
     front.add_argument("--format", choices=["table", "json", "csv"], default="table")
@@ -562,6 +551,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--relative", action="store_true", help="in relation to the base too")
         command.add_argument("--languages", action="store_true", help="by language too, the worst one named")
 
+
+def _add_explanations(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
     report = commands.add_parser(
         "report", parents=[storage], help="what to ship and why, as one page that needs no network"
     )
@@ -585,6 +576,8 @@ def _parser() -> argparse.ArgumentParser:
     why.add_argument("--format", choices=["table", "json"], default="table")
     why.set_defaults(command=_why)
 
+
+def _add_export(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
     export = commands.add_parser("export", parents=[storage], help="write a merge as a Hugging Face model directory")
     export.add_argument("study", metavar="STUDY")
     which = export.add_mutually_exclusive_group(required=True)
@@ -596,6 +589,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     export.set_defaults(command=_export)
 
+
+def _add_backup(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
     backup = commands.add_parser("backup", parents=[storage], help="copy a SQLite database, also while a study runs")
     backup.add_argument("--out", required=True, metavar="FILE")
     backup.set_defaults(command=_backup)
@@ -603,4 +598,22 @@ def _parser() -> argparse.ArgumentParser:
     restore = commands.add_parser("restore", parents=[storage], help="make a SQLite database out of a backup")
     restore.add_argument("file", metavar="FILE")
     restore.set_defaults(command=_restore)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mergefront", description=__doc__.split("\n")[0])
+    parser.add_argument("--log-file", default=logs.default_file(), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--log-format", choices=["text", "json"], default="text", help="of log file and stderr")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    storage = argparse.ArgumentParser(add_help=False)
+    storage.add_argument(
+        "--storage", metavar="URL", help="database; default MERGEFRONT_STORAGE or sqlite:///mergefront.db"
+    )
+    _add_runs(commands, storage)
+    _add_suites(commands)
+    _add_serve(commands, storage)
+    _add_fronts(commands, storage)
+    _add_explanations(commands, storage)
+    _add_export(commands, storage)
+    _add_backup(commands, storage)
     return parser
