@@ -18,33 +18,33 @@ class _Strict(BaseModel):
 
 
 class _Group(_Strict):
-    rayStartParams: dict[str, str] = {}  # noqa: N815 (KubeRay's own name)
+    rayStartParams: dict[str, str] = {}
     template: dict[str, Any]
 
 
 class _Workers(_Group):
-    groupName: str  # noqa: N815
+    groupName: str
     replicas: int = Field(ge=0)
-    minReplicas: int = Field(ge=0)  # noqa: N815
-    maxReplicas: int = Field(ge=1)  # noqa: N815
+    minReplicas: int = Field(ge=0)
+    maxReplicas: int = Field(ge=1)
 
 
 class _Auth(_Strict):
     mode: Literal["disabled", "token"]
-    secretName: str  # noqa: N815
+    secretName: str
 
 
 class _ClusterSpec(_Strict):
-    rayVersion: str  # noqa: N815
-    authOptions: _Auth  # noqa: N815
-    headGroupSpec: _Group  # noqa: N815
-    workerGroupSpecs: list[_Workers]  # noqa: N815
+    rayVersion: str
+    authOptions: _Auth
+    headGroupSpec: _Group
+    workerGroupSpecs: list[_Workers]
 
 
 class _RayCluster(_Strict):
     """The part of KubeRay's ray.io/v1 RayCluster that we use; a key that is not in it is a mistake."""
 
-    apiVersion: Literal["ray.io/v1"]  # noqa: N815
+    apiVersion: Literal["ray.io/v1"]
     kind: Literal["RayCluster"]
     metadata: dict[str, Any]
     spec: _ClusterSpec

@@ -65,7 +65,7 @@ class Swap:
             wipe: zero the key-value cache: what NaN leaves in it would reach later answers through masked places.
         """
         digests: dict[str, str] = {}
-        self.reload_weights(weights_iterator=self._mergefront_stream(recipe, digests))  # type: ignore[attr-defined]
+        self.reload_weights(weights_iterator=self._mergefront_stream(recipe, digests))  # type: ignore[attr-defined]  # vLLM's
         _pack_heads(self.model_runner.get_model())
         if wipe:
             for cache in self.model_runner.kv_caches:
@@ -84,4 +84,4 @@ def _pack_heads(model: torch.nn.Module) -> None:
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and weight is not None and weight.numel():
-            module.quant_method.process_weights_after_loading(module)  # type: ignore[union-attr,operator]
+            module.quant_method.process_weights_after_loading(module)  # type: ignore[union-attr,operator]  # vLLM's

@@ -1,21 +1,11 @@
 """Tokens, the audit, and answers that are kept, on both databases."""
 
-from collections.abc import Iterator
-
 import pytest
 import sqlalchemy as sa
 
 from storage.access import Access, Answer, RequestInUse
 from storage.errors import StoreError
 from storage.store import Store
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, storage: str) -> Iterator[Store]:
-    url = storage if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
-    store = Store.open(url, create=True)
-    yield store
-    store.close()
 
 
 @pytest.fixture

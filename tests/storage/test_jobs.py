@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -11,14 +10,6 @@ from storage.errors import StoreError
 from storage.jobs import DIED, PAUSED, Jobs
 from storage.lease import Holder
 from storage.store import Store
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, storage: str) -> Iterator[Store]:
-    url = storage if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
-    store = Store.open(url, create=True)
-    yield store
-    store.close()
 
 
 @pytest.fixture
