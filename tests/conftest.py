@@ -26,6 +26,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from storage.records import Assignment
+from workers.pool import LocalPool
+from workers.worker import Worker
+
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -132,6 +136,18 @@ def study_document(**changes: Any) -> dict[str, Any]:
         "workers": {"device": "cpu", "count": 1, "dtype": "float32"},
     }
     return document | changes
+
+
+class Counting(LocalPool):
+    """Remembers what it was asked for."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(lambda: worker)
+        self.asked: list[Assignment] = []
+
+    def submit(self, assignment: Assignment) -> None:
+        self.asked.append(assignment)
+        super().submit(assignment)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState, create_trial
 
 from optimizer.baselines import starting_points
-from optimizer.spec import load_spec
+from optimizer.spec import Spec, load_spec
 from optimizer.study import create_study
 from search_spaces.recipe import Recipe
 from storage.records import SPLITS, Marks, Measured
@@ -17,6 +17,7 @@ from storage.store import Store
 from workers.scores import Aggregation
 from workers.sheet import Objective
 from workers.suites import Item
+from workers.worker import Worker
 
 Rule = Callable[[str, str, str, int, Item], float | None]
 """(trial's name, split, objective, the item's place, item) to the item's value."""
@@ -28,6 +29,21 @@ Says = Callable[[str, str, str, Item], tuple[str | None, str | None]]
 
 def _nothing(_name: str, _split: str, _objective: str, _item: Item) -> tuple[None, None]:
     return None, None
+
+
+@pytest.fixture
+def worker(spec: Spec) -> Worker:
+    """One for the test's own ``spec``."""
+    return Worker(spec.setup(device="cpu"))
+
+
+@pytest.fixture
+def store(spec: Spec, storage: str) -> Iterator[Store]:
+    """With the study of the test's own ``spec``, nothing measured yet."""
+    store = Store.open(storage, create=True)
+    create_study(store, spec, trials=spec.search.trials, fingerprints={})
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -25,20 +25,7 @@ from workers.worker import Worker
 
 @pytest.fixture
 def spec(study_file: Callable[..., Path]) -> Spec:
-    return load_spec(study_file())
-
-
-@pytest.fixture
-def worker(spec: Spec) -> Worker:
-    return Worker(spec.setup(device="cpu"))
-
-
-@pytest.fixture
-def store(spec: Spec, storage: str) -> Iterator[Store]:
-    store = Store.open(storage, create=True)
-    create_study(store, spec, trials=12, fingerprints={})
-    yield store
-    store.close()
+    return load_spec(study_file(search={"trials": 12, "sampler": "random", "seed": 3}))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

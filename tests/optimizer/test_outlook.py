@@ -1,6 +1,6 @@
 """Second looks and early ends: what the sampler foretells, and a driver that acts on it and survives every crash."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from storage.records import FURTHER, Assignment, Measured, Score
 from storage.store import Store
-from workers.pool import LocalPool
+from tests.conftest import Counting
 from workers.worker import Worker
 
 ITEMS = 8
@@ -40,19 +40,6 @@ def foretold(number: int = 30, **look: Any) -> FrozenTrial:
 @pytest.fixture
 def spec(study_file: Callable[..., Path]) -> Spec:
     return load_spec(study_file(search={"trials": 10, "sampler": "random", "seed": 3, "evaluation": {"items": ITEMS}}))
-
-
-@pytest.fixture
-def worker(spec: Spec) -> Worker:
-    return Worker(spec.setup(device="cpu"))
-
-
-@pytest.fixture
-def store(spec: Spec, storage: str) -> Iterator[Store]:
-    store = Store.open(storage, create=True)
-    create_study(store, spec, trials=10, fingerprints={})
-    yield store
-    store.close()
 
 
 def books(store: Store) -> list[FrozenTrial]:
@@ -140,16 +127,6 @@ class Always(SecondLooks):
         known = [t for t in trials if AGAIN in t.user_attrs]
         done = [t.number for t in trials if t.state == TrialState.COMPLETE and t.params]
         return done[0] if done and not known and self._items() else None
-
-
-class Counting(LocalPool):
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(lambda: worker)
-        self.asked: list[Assignment] = []
-
-    def submit(self, assignment: Assignment) -> None:
-        self.asked.append(assignment)
-        super().submit(assignment)
 
 
 @pytest.fixture

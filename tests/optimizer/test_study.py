@@ -1,7 +1,7 @@
 """The driver's books, with a real store, a real worker and every crash between two writes."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from storage.store import Store
 from workers.pool import LocalPool
 from workers.worker import Worker
 
+SEARCH = {"trials": 12, "sampler": "random", "seed": 3}
+
 
 class Crash(BaseException):
     """The process ends here."""
@@ -27,20 +29,7 @@ class Crash(BaseException):
 
 @pytest.fixture
 def spec(study_file: Callable[..., Path]) -> Spec:
-    return load_spec(study_file(references=[{"name": "other", "model": "models/other"}]))
-
-
-@pytest.fixture
-def worker(spec: Spec) -> Worker:
-    return Worker(spec.setup(device="cpu"))
-
-
-@pytest.fixture
-def store(spec: Spec, storage: str) -> Iterator[Store]:
-    store = Store.open(storage, create=True)
-    create_study(store, spec, trials=12, fingerprints={})
-    yield store
-    store.close()
+    return load_spec(study_file(references=[{"name": "other", "model": "models/other"}], search=SEARCH))
 
 
 def run(store: Store, worker: Worker) -> DriverStudy:

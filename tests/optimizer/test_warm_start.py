@@ -15,22 +15,11 @@ from optimizer.spec import Spec, load_spec
 from optimizer.study import DriverStudy
 from optimizer.warm_start import INHERITED, WarmStart, extended
 from search_spaces.errors import InputError
-from storage.records import Assignment
 from storage.store import Store
-from workers.pool import LocalPool
+from tests.conftest import Counting
 from workers.worker import Worker
 
 PRINTS = {name: name[0] * 32 for name in ("base", "alpha", "beta", "gamma")}
-
-
-class Counting(LocalPool):
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(lambda: worker)
-        self.asked: list[Assignment] = []
-
-    def submit(self, assignment: Assignment) -> None:
-        self.asked.append(assignment)
-        super().submit(assignment)
 
 
 @pytest.fixture
