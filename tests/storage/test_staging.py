@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
@@ -157,20 +158,21 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(server: Server, models: P
 
 def test_a_server_that_stalls_is_asked_again(server: Server, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "SILENCE", 0.5)
-    waiting = threading.Event()
-    stalled = Counter[str]()
+    asked = Counter[str]()
+    again = threading.Event()
+    given_up: Queue[bool] = Queue()
 
     def once(handler: SimpleHTTPRequestHandler) -> bool:
-        stalled["times"] += 1
-        if stalled["times"] == 2:
-            waiting.wait(10.0)
+        asked["times"] += 1
+        if asked["times"] == 2:
+            given_up.put(again.wait(10.0))
+        elif asked["times"] > 2:
+            again.set()
         return False
 
     server.trouble = once
-    try:
-        assert weights(stage(f"{server.url}/alpha")) == weights(models / "alpha")
-    finally:
-        waiting.set()
+    assert weights(stage(f"{server.url}/alpha")) == weights(models / "alpha")
+    assert given_up.get(timeout=20.0), "the request that stalled was waited for"
 
 
 def test_a_part_that_is_too_short_is_asked_for_again(server: Server, models: Path) -> None:
