@@ -18,8 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna.samplers import RandomSampler
-
 from optimizer import compare as _compare
 from optimizer import loop
 from optimizer import preflight as _preflight
@@ -45,8 +43,7 @@ from optimizer.views import Views
 from optimizer.views import views as _views
 from optimizer.warm_start import ITEMS, NOTE, items_of, warm_start
 from optimizer.watcher import NOBODY, Watcher
-from optimizer.why import Why
-from optimizer.why import why as _why
+from optimizer.why import Why, of_study
 from search_spaces.errors import InputError
 from storage.errors import StoreError
 from storage.records import FURTHER, SPLITS, Failed, Outcome
@@ -213,10 +210,7 @@ def why(study: str, *, storage: str | None = None) -> Why:
     """What each checkpoint does to the front, what could be left out, and which pairs interfere."""
     with open_store(storage) as store:
         spec = from_document(dict(store.study(study).spec))
-        recipes = {n: m.recipe for n, m in store.measured(study).items()}
-        merges = {n: recipe.mean_weights() for n, recipe in recipes.items() if spec.space.contains(recipe)}
-        objectives = [o.name for o in spec.optimised]
-        return _why(store.optuna_study(study, RandomSampler(seed=0)), objectives, merges)
+        return of_study(store, study, spec, {n: m.recipe for n, m in store.measured(study).items()})
 
 
 def early_end(study: str, *, storage: str | None = None) -> str:

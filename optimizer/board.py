@@ -121,13 +121,7 @@ class Board:
 
 def _names(spec: Spec) -> dict[str, str]:
     """Digest of a recipe to the baseline that it is."""
-    names = {}
-    for start in [s for s in starting_points(spec) if s.name is not None]:
-        recipe = start.recipe
-        if spec.space.contains(recipe):
-            recipe = spec.space.recipe(spec.space.to_parameters(recipe))
-        names[recipe.digest] = start.name or ""
-    return names
+    return {spec.space.settled(s.recipe).digest: s.name for s in starting_points(spec) if s.name is not None}
 
 
 def _exactly(value: float) -> Spread:

@@ -13,7 +13,7 @@ STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Status:
     """One study, or one that is asked for and has not begun.
 
     Attributes:
@@ -40,28 +40,28 @@ class Standing:
         return document
 
 
-def standings(store: Store) -> list[Standing]:
+def statuses(store: Store) -> list[Status]:
     """Every study, oldest first; those that have not begun come last."""
     jobs = store.jobs.latest()
-    begun = [_standing(summary, jobs.pop(summary.name, None)) for summary in store.studies()]
+    begun = [_status(summary, jobs.pop(summary.name, None)) for summary in store.studies()]
     return begun + [_asked_for(job) for job in jobs.values() if job.kind == "launch"]
 
 
-def standing(store: Store, name: str) -> Standing:
+def status(store: Store, name: str) -> Status:
     """One study. Raises InputError for an unknown name and lists those there are."""
     summary, job = store.summary(name), store.jobs.latest().get(name)
     if summary is not None:
-        return _standing(summary, job)
+        return _status(summary, job)
     if job is not None and job.kind == "launch":
         return _asked_for(job)
-    names = ", ".join(s.name for s in standings(store)) or "none"
+    names = ", ".join(s.name for s in statuses(store)) or "none"
     raise InputError(f"the study must be in the database, but there is no {name!r} (studies: {names}).")
 
 
-def _standing(summary: Summary, job: Job | None) -> Standing:
+def _status(summary: Summary, job: Job | None) -> Status:
     state, reason = _state(summary, job)
     at_work = job is not None and job.stage == "running"
-    return Standing(
+    return Status(
         name=summary.name,
         state=state,
         reason=reason,
@@ -94,11 +94,11 @@ def _trouble(summary: Summary, job: Job | None) -> str:
     return job.message or summary.trouble
 
 
-def _asked_for(job: Job) -> Standing:
+def _asked_for(job: Job) -> Status:
     """A launch that has not come to a study yet: it waits, is being checked, or was refused."""
     states: dict[str, State] = {"waiting": "queued", "running": "running"}
     state: State = states.get(job.stage, "paused" if job.code == PAUSED else "failed")
-    return Standing(
+    return Status(
         name=job.study,
         state=state,
         reason=job.message,

@@ -422,10 +422,7 @@ class DriverStudy:
         """Every starting point once, by the digest of its recipe as the space builds it."""
         starts: dict[str, Baseline] = {}
         for start in [*starting_points(self.spec), *self._again_from_before()]:
-            recipe = start.recipe
-            if self._space.contains(recipe):
-                recipe = self._space.recipe(self._space.to_parameters(recipe))
-            starts.setdefault(recipe.digest, start)
+            starts.setdefault(self._space.settled(start.recipe).digest, start)
         return starts
 
     def _again_from_before(self) -> list[Baseline]:

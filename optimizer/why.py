@@ -14,12 +14,16 @@ from math import erfc, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from optuna.samplers import RandomSampler
 from optuna.study import Study
 
 from optimizer.features import Array, Space
 from optimizer.front import Fit, fit, posterior_of
+from optimizer.spec import Spec
 from optimizer.statistics import holm
+from search_spaces.recipe import Recipe
 from storage.records import Z95
+from storage.store import Store
 
 if TYPE_CHECKING:
     from optimizer.surrogate import Surrogate
@@ -177,6 +181,12 @@ class Why:
             "pairs": [p.to_json() for p in self.pairs],
             "fallback": self.fallback,
         }
+
+
+def of_study(store: Store, name: str, spec: Spec, recipes: Mapping[int, Recipe]) -> Why:
+    """`why` of a study in its database, of whose measured trials these are the recipes."""
+    merges = {n: recipe.mean_weights() for n, recipe in recipes.items() if spec.space.contains(recipe)}
+    return why(store.optuna_study(name, RandomSampler(seed=0)), [o.name for o in spec.optimised], merges)
 
 
 def why(study: Study, objectives: Sequence[str], weights: Mapping[int, Weights]) -> Why:

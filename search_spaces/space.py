@@ -85,6 +85,10 @@ class Space:
             found |= {_name(recipe.method, name, label): x for name, x in zip(self.checkpoints, values, strict=True)}
         return found | {name: recipe.parameters[name] for name in recipe.parameters if not self._fixed(name)}
 
+    def settled(self, recipe: Recipe) -> Recipe:
+        """The recipe as this space builds it, its weights normalised; one that it does not hold as it is."""
+        return self.recipe(self.to_parameters(recipe)) if self.contains(recipe) else recipe
+
     def contains(self, recipe: Recipe) -> bool:
         """Whether this space can propose the recipe."""
         return (

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optuna.samplers import RandomSampler
-
 from optimizer import validate
 from optimizer.compare import Comparison, between
 from optimizer.outcomes import Outcomes
@@ -15,7 +13,7 @@ from optimizer.results import Results, choose, results
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec, Spec
 from optimizer.standing import standings, standings_text
 from optimizer.validate import Validation
-from optimizer.why import Why, why
+from optimizer.why import Why, of_study
 from search_spaces.errors import InputError
 from storage.records import SPLITS, Measured
 from storage.store import Store, StudyRecord, Summary
@@ -87,23 +85,25 @@ def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
     picked = validate.picks(found, measured["validation"])
     choice, no_choice = _choice(found, measured["validation"], pick)
     paired = _paired(store, name, found, measured, choice)
+    notes, summary = store.notes(name), store.summary(name)
+    assert summary is not None
     return Findings(
         record=store.study(name),
-        summary=next(s for s in store.studies() if s.name == name),
+        summary=summary,
         results=found,
         measured=measured,
         picked=picked,
         validation=paired.validation,
         choice=choice,
         no_choice=no_choice,
-        why=_why(store, name, found),
+        why=of_study(store, name, found.spec, {row.trial: row.recipe for row in found.rows}),
         against=paired.against,
         changed=paired.changed,
         missing=paired.missing,
         failures=store.failures(name),
         standings=tuple(standings_text(standings(store, name, found))),
-        repeat_noise=repeat_text(store.notes(name)),
-        early_end=end_text(store.notes(name)),
+        repeat_noise=repeat_text(notes),
+        early_end=end_text(notes),
         seconds=store.seconds(name),
         span=store.span(name),
     )
@@ -125,11 +125,6 @@ def _bounds(objective: ObjectiveSpec) -> list[str]:
     least = [] if objective.at_least is None else [f"{objective.name} >= {objective.at_least:g}"]
     most = [] if objective.at_most is None else [f"{objective.name} <= {objective.at_most:g}"]
     return [*least, *most]
-
-
-def _why(store: Store, name: str, found: Results) -> Why:
-    merges = {r.trial: r.recipe.mean_weights() for r in found.rows if found.spec.space.contains(r.recipe)}
-    return why(store.optuna_study(name, RandomSampler(seed=0)), [o.name for o in found.spec.optimised], merges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

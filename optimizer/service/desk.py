@@ -16,7 +16,7 @@ from optimizer.service.problems import Problem
 from optimizer.service.reader import Aside
 from optimizer.service.runner import Runner
 from optimizer.service.settings import Settings
-from optimizer.states import Standing, standing
+from optimizer.states import Status, status
 from search_spaces.errors import InputError
 from storage.access import Answer, Caller, RequestInUse
 from storage.errors import StoreError
@@ -43,10 +43,10 @@ class Desk:
         self.reader.close()
         self.checker.close()
 
-    async def standing(self, study: str) -> Standing:
+    async def status(self, study: str) -> Status:
         """How a study stands; a Problem (404) where there is none."""
         try:
-            return await asyncio.to_thread(standing, self.store, study)
+            return await asyncio.to_thread(status, self.store, study)
         except InputError as e:
             raise Problem(404, str(e)) from e
 
@@ -59,7 +59,7 @@ class Desk:
 
     async def study_body(self, study: str) -> dict[str, Any]:
         """Everything that is said of a study."""
-        found = await self.standing(study)
+        found = await self.status(study)
         if not found.begun:
             return _body(found, None, [])
         known = await self.fronts.get(study)
@@ -140,7 +140,7 @@ def _desk(request: Request) -> Desk:
 TheDesk = Annotated[Desk, Depends(_desk)]
 
 
-def _body(found: Standing, hypervolume: float | None, workers: list[dict[str, Any]]) -> dict[str, Any]:
+def _body(found: Status, hypervolume: float | None, workers: list[dict[str, Any]]) -> dict[str, Any]:
     document = found.to_json()
     document["progress"] = document["progress"] or None
     return document | {"hypervolume": hypervolume, "workers": workers}

@@ -34,7 +34,7 @@ async def export(
     """Have a trial written to a directory below the roots, which appears whole or not at all."""
 
     async def act() -> tuple[Answer, Mapping[str, str]]:
-        if not (await desk.standing(name)).begun:
+        if not (await desk.status(name)).begun:
             raise Problem(409, f"{name} has no trials to export yet.")
         out = str(await asyncio.to_thread(inside, desk.settings, asked.out))
         revision = await desk.fronts.revision(name)

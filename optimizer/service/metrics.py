@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from optimizer.service.fronts import Fronts
-from optimizer.states import STATES, Standing, standings
+from optimizer.states import STATES, Status, statuses
 from storage.store import Store
 
 
@@ -23,14 +23,14 @@ class StudyMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """One family after the other."""
-        found = standings(self._store)
+        found = statuses(self._store)
         begun = [s for s in found if s.begun]
         yield self._counts(begun)
         yield self._failures(begun)
         yield self._seconds(begun)
         yield from self._gauges(found)
 
-    def _counts(self, begun: list[Standing]) -> Metric:
+    def _counts(self, begun: list[Status]) -> Metric:
         trials = GaugeMetricFamily("mergefront_trials", "Trials of a study by state.", labels=["study", "state"])
         for s in begun:
             counts = {"measured": s.measured, "failed": s.failed, "running": s.running, "planned": s.planned}
@@ -38,13 +38,13 @@ class StudyMetrics(Collector):
                 trials.add_metric([s.name, state], count)
         return trials
 
-    def _failures(self, begun: list[Standing]) -> Metric:
+    def _failures(self, begun: list[Status]) -> Metric:
         failures = CounterMetricFamily("mergefront_failures", "Attempts that failed, on any split.", labels=["study"])
         for s in begun:
             failures.add_metric([s.name], sum(len(r) for r in self._store.failures(s.name).values()))
         return failures
 
-    def _seconds(self, begun: list[Standing]) -> Metric:
+    def _seconds(self, begun: list[Status]) -> Metric:
         help_text = "Seconds that workers spent, by stage."
         family = CounterMetricFamily("mergefront_stage_seconds", help_text, labels=["study", "stage"])
         for s in begun:
@@ -52,7 +52,7 @@ class StudyMetrics(Collector):
                 family.add_metric([s.name, stage], seconds)
         return family
 
-    def _gauges(self, found: list[Standing]) -> Iterator[Metric]:
+    def _gauges(self, found: list[Status]) -> Iterator[Metric]:
         busy = GaugeMetricFamily("mergefront_workers_busy", "Trials that are out at a worker.", labels=["study"])
         volume = GaugeMetricFamily("mergefront_hypervolume", "Of the front, as last worked out.", labels=["study"])
         studies = GaugeMetricFamily("mergefront_studies", "Studies by state.", labels=["state"])

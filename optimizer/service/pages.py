@@ -17,7 +17,7 @@ from optimizer.service.exports import export_body
 from optimizer.service.gate import ANYBODY
 from optimizer.service.problems import Problem
 from optimizer.service.shapes import StudyName
-from optimizer.states import standings
+from optimizer.states import statuses
 from search_spaces.methods import METHODS
 from storage.errors import StoreError
 
@@ -47,7 +47,7 @@ def environment() -> Environment:
 @router.get("/")
 async def home(desk: TheDesk, request: Request) -> Response:
     """Every study, the newest first."""
-    found = await asyncio.to_thread(standings, desk.store)
+    found = await asyncio.to_thread(statuses, desk.store)
     return _page(request, "studies.html", studies=found[::-1])
 
 

@@ -21,7 +21,7 @@ from optimizer.service.shapes import (
     SummaryBody,
     TrialBody,
 )
-from optimizer.states import Standing, State, standings
+from optimizer.states import State, Status, statuses
 from search_spaces.errors import InputError
 from storage.access import Answer
 from storage.errors import StoreError
@@ -77,7 +77,7 @@ async def list_studies(
     after: Annotated[str | None, Query(pattern=NAME, description="Begin after the study of this name.")] = None,
 ) -> dict[str, Any]:
     """Every study, oldest first, a page at a time."""
-    found = [s for s in await asyncio.to_thread(standings, desk.store) if state in (None, s.state)]
+    found = [s for s in await asyncio.to_thread(statuses, desk.store) if state in (None, s.state)]
     names = [s.name for s in found]
     if after is not None and after not in names:
         raise Problem(422, f"after must be a study of the list, but there is no {after!r}.")
@@ -135,7 +135,7 @@ async def resume(
     trials = asked.trials if asked is not None else 0
 
     async def act() -> tuple[Answer, Mapping[str, str]]:
-        found = await desk.standing(name)
+        found = await desk.status(name)
         _check_resumable(found, trials)
         await desk.record(request, "resume", name, {"trials": trials})
         if found.begun:
@@ -159,7 +159,7 @@ async def pause(
     """Hand out nothing new; what runs is waited for. A queued study leaves the queue."""
 
     async def act() -> tuple[Answer, Mapping[str, str]]:
-        found = await desk.standing(name)
+        found = await desk.status(name)
         if found.state not in ("queued", "running"):
             raise Problem(409, f"only what is queued or running can be paused, but {name} is {found.state}.")
         await desk.record(request, "pause", name, {})
@@ -178,7 +178,7 @@ async def delete(
     confirm: Annotated[str, Query(description="The study's name again: what was measured cannot be had back.")] = "",
 ) -> Response:
     """Delete a study and all that was measured. Exports stay."""
-    found = await desk.standing(name)
+    found = await desk.status(name)
     if confirm != name:
         raise Problem(422, f"deleting asks for the name again: confirm must be {name}, but got {confirm[:100]!r}.")
     if found.state in ("queued", "running"):
@@ -207,7 +207,7 @@ async def front(
     try:
         known = await desk.fronts.get(name)
     except StoreError:
-        await desk.standing(name)  # 404, or a study that has not begun
+        await desk.status(name)  # 404, or a study that has not begun
         return Response(b"[]", media_type="application/json")
     headers = {"etag": f'"{known.tag}{"-all" * everything}"', "cache-control": "no-cache"}
     if if_none_match is not None and headers["etag"] in [t.strip() for t in if_none_match.split(",")]:
@@ -219,7 +219,7 @@ async def front(
 @router.get("/studies/{name}/trials/{number}", response_model=TrialBody, responses=_GONE)
 async def trial(desk: TheDesk, name: StudyName, number: Number) -> dict[str, Any]:
     """One trial: its row, its scores and parts on every split, and the reasons of attempts that failed."""
-    if not (await desk.standing(name)).begun:
+    if not (await desk.status(name)).begun:
         raise Problem(404, f"{name} has no trials yet.")
     known = await desk.fronts.get(name)
     rows = {row["trial"]: row for row in json.loads(known.reading.rows)}
@@ -239,7 +239,7 @@ async def _start(
         raise Problem(503, f"at most {_MOST_LISTENERS} may listen.", headers={"retry-after": "30"})
     now = desk.feeds.position(name)
     if now is None:
-        await desk.standing(name)
+        await desk.status(name)
     if last_event_id == "0":
         return Position()
     if last_event_id:
@@ -273,7 +273,7 @@ async def report(
 @router.get("/studies/{name}/log", response_class=Response, responses=_GONE | _TEXT)
 async def log(desk: TheDesk, name: StudyName, lines: Annotated[int, Query(ge=1, le=1000)] = 100) -> Response:
     """The last lines of the study's log, as far as it was driven from here."""
-    await desk.standing(name)
+    await desk.status(name)
     text = await asyncio.to_thread(desk.log_tail, name, lines)
     return Response(text, media_type="text/plain; charset=utf-8")
 
@@ -281,7 +281,7 @@ async def log(desk: TheDesk, name: StudyName, lines: Annotated[int, Query(ge=1, 
 async def _checked(desk: Desk, request: Request, said: bytes) -> dict[str, Any]:
     """The study's spec after the preflight. Raises Problem: 409 for a name that is taken, 422 with what check says."""
     spec = await _parsed(desk, request, said)
-    known = {s.name: s for s in await asyncio.to_thread(standings, desk.store)}
+    known = {s.name: s for s in await asyncio.to_thread(statuses, desk.store)}
     taken = known.get(spec["study"])
     if taken is not None and (taken.begun or taken.state in ("queued", "running")):
         raise Problem(409, f"study names must be unique in a database, but there is a study {taken.name!r} already.")
@@ -315,14 +315,14 @@ async def _queue(desk: Desk, request: Request, study: str, kind: Any, wanted: Ma
     desk.runner.wake()
 
 
-def _check_resumable(found: Standing, trials: int) -> None:
+def _check_resumable(found: Status, trials: int) -> None:
     if found.state in ("queued", "running"):
         raise Problem(409, f"only what stands still can be resumed, but {found.name} is {found.state}.")
     if found.state == "done" and not trials:
         raise Problem(409, f"{found.name} has all its {found.planned} trials; trials says how many more.")
 
 
-def _pause(desk: Desk, found: Standing) -> bool:
+def _pause(desk: Desk, found: Status) -> bool:
     store, job = desk.store, desk.store.jobs.latest().get(found.name)
     if job is not None and job.stage == "waiting" and store.jobs.withdraw(job.key):
         return True
@@ -346,6 +346,6 @@ def _trial(store: Store, name: str, number: int) -> dict[str, Any]:
     return {"trial": number, "splits": splits, "failures": store.failures(name).get(number, [])}
 
 
-def _line(found: Standing) -> dict[str, Any]:
+def _line(found: Status) -> dict[str, Any]:
     document = found.to_json()
     return {key: document[key] for key in SummaryBody.model_fields}

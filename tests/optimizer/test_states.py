@@ -8,7 +8,7 @@ import pytest
 from optimizer import loop
 from optimizer.driver import holding
 from optimizer.spec import Spec, load_spec
-from optimizer.states import Standing, standing, standings
+from optimizer.states import Status, status, statuses
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from storage.jobs import PAUSED
@@ -32,7 +32,7 @@ def store(spec: Spec, storage: str) -> Iterator[Store]:
 
 
 def state(store: Store) -> str:
-    return standing(store, "tiny").state
+    return status(store, "tiny").state
 
 
 def test_a_study_that_is_asked_for_is_queued_then_running_then_what_its_job_says(store: Store) -> None:
@@ -40,11 +40,11 @@ def test_a_study_that_is_asked_for_is_queued_then_running_then_what_its_job_says
     assert state(store) == "queued"
     store.jobs.claim(job.key, Holder.me())
     store.jobs.report(job.key, "fingerprints", 1, 3)
-    found = standing(store, "tiny")
+    found = status(store, "tiny")
     assert (found.state, found.begun, found.planned) == ("running", False, 5)
     assert found.progress == {"stage": "fingerprints", "done": 1, "total": 3}
     store.jobs.end(job.key, 2, "the disk must have room")
-    found = standing(store, "tiny")
+    found = status(store, "tiny")
     assert (found.state, found.reason) == ("failed", "the disk must have room")
 
 
@@ -64,7 +64,7 @@ def test_a_driver_that_could_not_go_on_leaves_its_reason(store: Store, spec: Spe
     create_study(store, spec, trials=8, fingerprints={})
     with pytest.raises(OSError, match="the cable"), holding(store, "tiny"):
         raise OSError("the cable is out\nand more")
-    assert (state(store), standing(store, "tiny").reason) == ("failed", "the cable is out")
+    assert (state(store), status(store, "tiny").reason) == ("failed", "the cable is out")
     with pytest.raises(KeyboardInterrupt), holding(store, "tiny"):
         raise KeyboardInterrupt
     assert state(store) == "paused"
@@ -80,7 +80,7 @@ def test_a_study_of_which_nothing_could_be_measured_has_failed(store: Store, spe
     create_study(store, spec, trials=6, fingerprints={})
     worker = Worker(spec.setup(device="cpu"))
     loop.search(DriverStudy(store, "tiny"), Fails(lambda: worker), lambda _: None)
-    assert (state(store), standing(store, "tiny").reason) == ("failed", "no trial could be measured")
+    assert (state(store), status(store, "tiny").reason) == ("failed", "no trial could be measured")
 
 
 def test_the_last_word_on_a_failure_counts(store: Store, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_the_last_word_on_a_failure_counts(store: Store, spec: Spec, monkeypatch
     job = store.jobs.add("tiny", "resume", {"trials": 0}, "me")
     store.jobs.claim(job.key, Holder.me())
     store.jobs.end(job.key, 2, "a checkpoint has changed")
-    assert standing(store, "tiny").reason == "a checkpoint has changed"
+    assert status(store, "tiny").reason == "a checkpoint has changed"
     monkeypatch.setattr("storage.store.now", lambda: "2999-01-01T00:00:00+00:00")
     with holding(store, "tiny"):
         pass
@@ -106,7 +106,7 @@ def test_an_unknown_study_is_told_with_those_there_are(store: Store, spec: Spec)
     create_study(store, spec, trials=8, fingerprints={})
     store.jobs.add("next", "launch", {"trials": 5}, "me")
     store.jobs.add("tiny", "export", {"trial": 1, "out": "x"}, "me")
-    assert [(s.name, s.state) for s in standings(store)] == [("tiny", "paused"), ("next", "queued")]
-    assert all(isinstance(s, Standing) for s in standings(store))
+    assert [(s.name, s.state) for s in statuses(store)] == [("tiny", "paused"), ("next", "queued")]
+    assert all(isinstance(s, Status) for s in statuses(store))
     with pytest.raises(InputError, match=r"there is no 'other' \(studies: tiny, next\)"):
-        standing(store, "other")
+        status(store, "other")
