@@ -108,10 +108,14 @@ def standings(store: Store, name: str, found: Results) -> tuple[Standing, ...]:
 
 def standings_text(found: Sequence[Standing]) -> list[str]:
     """The head line, then a sentence a rival."""
-    splits = dict.fromkeys(s.split for s in found if s.split)
-    where = "; ".join(_HEADS[split] for split in splits)
-    lines = [f"The front against what one would try anyway ({where}; 95 % intervals, 5 % by Holm):"] if splits else []
-    return [*lines, *(f"  {s.to_text()}" for s in found)]
+    return [f"{head_text(found)}:", *(f"  {s.to_text()}" for s in found)]
+
+
+def head_text(found: Sequence[Standing]) -> str:
+    """What stands over the sentences: on whose items, where anything could be compared."""
+    where = "; ".join(_HEADS[split] for split in dict.fromkeys(s.split for s in found if s.split))
+    how = f" ({where}; 95 % intervals, 5 % by Holm)" if where else ""
+    return f"The front against what one would try anyway{how}"
 
 
 def _rivals(found: Results) -> dict[str, Row | None]:

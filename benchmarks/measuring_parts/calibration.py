@@ -30,7 +30,7 @@ from optimizer.results import results
 from optimizer.spec import ObjectiveSpec, Spec, from_document
 from optimizer.statistics import Pairing, resamples
 from search_spaces.recipe import Recipe
-from storage.records import Assignment, Failed
+from storage.records import Assignment, Failed, Measured
 from workers.scores import Aggregation
 from workers.suites import Item
 from workers.worker import Worker
@@ -142,10 +142,8 @@ def _measured(spec: Spec, recipes: Sequence[Recipe]) -> list[Population]:
     worker = Worker(setup)
     loaded = {plan.name: plan.load()["report"] for plan in setup.objectives}
     columns: dict[str, list[list[float | None]]] = defaultdict(list)
-    for number, recipe in enumerate(recipes):
-        outcome = worker.run(Assignment(number=number, recipe=recipe, split="report"))
-        if isinstance(outcome, Failed):
-            raise SystemExit(f"every finalist must be measurable, but one is not: {outcome.reason}")
+    for recipe in recipes:
+        outcome = measured(worker, recipe, "report")
         for name, objective in loaded.items():
             columns[name].append([v for suite in objective.suites for v in outcome.marks[suite.key].values])
     return [
@@ -156,6 +154,14 @@ def _measured(spec: Spec, recipes: Sequence[Recipe]) -> list[Population]:
         )
         for o in spec.objectives
     ]
+
+
+def measured(worker: Worker, recipe: Recipe, split: str) -> Measured:
+    """What the worker finds; ends the program where it cannot."""
+    outcome = worker.run(Assignment(number=0, recipe=recipe, split=split))
+    if isinstance(outcome, Failed):
+        raise SystemExit(f"every merge must be measurable, but one is not: {outcome.reason}")
+    return outcome
 
 
 def _report_sets(items: Items, sets: int, seed: int) -> Iterator[tuple[Items, list[int]]]:

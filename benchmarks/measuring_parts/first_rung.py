@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from measuring_parts.calibration import fresh_items
+from measuring_parts.calibration import fresh_items, measured
 from optimizer.api import open_store
 from optimizer.results import results
 from optimizer.spec import Spec, from_document
 from search_spaces.recipe import Recipe
-from storage.records import Assignment, Measured
+from storage.records import Measured
 from workers.racing import RUNGS, Gap, Rules, behind, lay_rungs
 from workers.scores import Aggregation
 from workers.setup import Setup
@@ -106,22 +106,15 @@ def _answers(spec: Spec, recipes: Sequence[Recipe], split: str) -> dict[str, Ans
     setup: Setup = spec.setup(device="cpu")
     worker = Worker(setup)
     objectives = {plan.name: plan.load()[split] for plan in setup.objectives}
-    found = [_measured(worker, recipe, split) for recipe in recipes]
+    found = [measured(worker, recipe, split) for recipe in recipes]
     return {
         name: Answers(
             objective=objective,
-            values=np.array([_row_of(objective, measured) for measured in found], dtype=float),
+            values=np.array([_row_of(objective, one) for one in found], dtype=float),
         )
         for name, objective in objectives.items()
     }
 
 
-def _row_of(objective: Objective, measured: Measured) -> list[float | None]:
-    return [value for suite in objective.suites for value in measured.marks[suite.key].values]
-
-
-def _measured(worker: Worker, recipe: Recipe, split: str) -> Measured:
-    outcome = worker.run(Assignment(number=0, recipe=recipe, split=split))
-    if not isinstance(outcome, Measured):
-        raise SystemExit(f"every merge must be measurable, but one is not: {outcome.reason}")
-    return outcome
+def _row_of(objective: Objective, found: Measured) -> list[float | None]:
+    return [value for suite in objective.suites for value in found.marks[suite.key].values]

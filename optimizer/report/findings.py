@@ -11,7 +11,7 @@ from optimizer.repeat import repeat_text
 from optimizer.report.changed import Changed, changed_most
 from optimizer.results import Results, choose, results
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec, Spec
-from optimizer.standing import standings, standings_text
+from optimizer.standing import Standing, standings
 from optimizer.validate import Validation
 from optimizer.why import Why, of_study
 from search_spaces.errors import InputError
@@ -36,7 +36,7 @@ class Findings:
         put forward, and ``no_choice`` why. why: what each checkpoint does. against: the choice against uniform and
         base, on their freshest split. changed: the items that differ most between choice and uniform. missing: why what
         needs the suites' files is not there, empty where it is. failures: trial to the reasons of its failed attempts.
-        standings: the front against what one would try anyway, a sentence each. early_end: why the search stopped
+        standings: the front against what one would try anyway. early_end: why the search stopped
         early, empty where it did not. seconds: by stage. span: first and last measurement, UTC; None without any.
     """
 
@@ -53,7 +53,7 @@ class Findings:
     changed: tuple[Changed, ...]
     missing: str
     failures: Mapping[int, list[str]]
-    standings: tuple[str, ...]
+    standings: tuple[Standing, ...]
     repeat_noise: str
     early_end: str
     seconds: Mapping[str, float]
@@ -101,7 +101,7 @@ def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
         changed=paired.changed,
         missing=paired.missing,
         failures=store.failures(name),
-        standings=tuple(standings_text(standings(store, name, found))),
+        standings=standings(store, name, found),
         repeat_noise=repeat_text(notes),
         early_end=end_text(notes),
         seconds=store.seconds(name),

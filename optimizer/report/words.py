@@ -9,6 +9,7 @@ from optimizer.report.figures import Spread, Table, method_text, spread_of, spre
 from optimizer.report.findings import Findings
 from optimizer.results import Row
 from optimizer.spec import BASE, UNIFORM, ObjectiveSpec
+from optimizer.standing import head_text
 from optimizer.tables import pairs_text
 from optimizer.validate import Finalist
 from storage.records import SPLITS, Measured, Score
@@ -76,9 +77,7 @@ def claims(found: Findings) -> list[str]:
 
 def standings(found: Findings) -> tuple[str, list[str]]:
     """The front against what one would try anyway: a heading that names the split, and a line a rival."""
-    rivals = [line.strip() for line in found.standings if line.startswith(" ")]
-    heads = [line for line in found.standings if not line.startswith(" ")]
-    return (heads[0] if heads else "The front against what one would try anyway"), rivals
+    return head_text(found.standings), [standing.to_text() for standing in found.standings]
 
 
 def comparisons(found: Findings) -> dict[str, list[str]]:
