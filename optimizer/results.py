@@ -209,15 +209,23 @@ def scores_of(measured: Mapping[int, Measured], rows: Sequence[Row]) -> dict[int
 
 
 def choose(found: Results, validated: Mapping[int, Measured], pick: str) -> int:
-    """The trial that a pick expression chooses: among validated finalists where there are any, else on the front."""
+    """The trial that a pick expression chooses: among validated finalists where there are any, else among all merges.
+
+    What breaks a constraint of the study is left out, unless the expression has a bound of its own on that objective.
+    Where every merge breaks one, the best of an objective is taken among all; a knee there is none.
+    """
     ordered = sorted(found.spec.objectives, key=lambda o: o.role == "watch")
     expression = Pick.parse(pick, {o.name: o.maximise for o in ordered}, [o.name for o in found.spec.optimised])
+    of_front = isinstance(expression.goal, Knee)
     rows = [r for r in found.merges if r.trial in validated]
-    if not isinstance(expression.goal, Knee):
-        return expression.choose(scores_of(validated, rows or [r for r in found.merges if not r.stopped]))
-    # A knee is one of the front, and what breaks a constraint is not on it.
-    means = scores_of(validated, rows or found.slider)
-    return expression.choose({n: values for n, values in means.items() if is_feasible(found.spec, values)})
+    means = scores_of(validated, rows or (found.slider if of_front else [r for r in found.merges if not r.stopped]))
+    bounded = {name for name, _, _ in expression.conditions}
+    kept = {
+        number: values
+        for number, values in means.items()
+        if is_feasible(found.spec, {o: mean for o, mean in values.items() if o not in bounded})
+    }
+    return expression.choose(kept if kept or of_front else means)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -20,9 +20,6 @@ from workers.setup import Setup
 from workers.transformers_engine import empty_weights
 from workers.worker import pick_device
 
-_ALLOWED = 0.02
-"""Difference of a log-probability, absolute and relative, that another batch on a GPU may make."""
-
 _SECONDS = 3600
 
 
@@ -108,11 +105,7 @@ def _problem(one: Canary, other: Canary, whose: str) -> str:
             f"a swap must give the merge that is exported, but its digest is {one.digest[:12]} and the export's "
             f"{other.digest[:12]}."
         )
-    wrong = [
-        (a, b)
-        for a, b in zip(one.totals, other.totals, strict=True)
-        if not abs(a - b) <= (0.0 if one.exact and other.exact else _ALLOWED * (1 + abs(b)))
-    ]
+    wrong = one.wrong(other)
     if not wrong:
         return ""
     a, b = max(wrong, key=lambda pair: abs(pair[0] - pair[1]))

@@ -18,7 +18,7 @@ _LONGEST = 1024
 """Tokens of a prompt made of all of them: long enough for whatever an engine keeps of prompts it has read."""
 
 _NOISE = 0.02
-"""Relative difference of log-likelihoods that batches of another GPU kernel may give; on CPU there is none."""
+"""Difference of log-likelihoods, absolute and relative, that batches of another GPU kernel may give; on CPU none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +29,18 @@ class Canary:
     totals: tuple[float, ...]
     exact: bool
 
+    def wrong(self, other: "Canary") -> list[tuple[float, float]]:
+        """The answers that are not the other's, each beside the other's; one that is no number is always wrong."""
+        exact = self.exact and other.exact
+        pairs = zip(self.totals, other.totals, strict=True)
+        return [(a, b) for a, b in pairs if not abs(a - b) <= (0.0 if exact else _NOISE * (1 + abs(b)))]
+
     def differs_from(self, other: "Canary") -> str | None:
         """In words what is not as in the other; None where all is."""
         if self.digest != other.digest:
             return f"the uniform merge has digest {self.digest[:12]}, not {other.digest[:12]}"
-        for place, (mine, its) in enumerate(zip(self.totals, other.totals, strict=True)):
-            allowed = 0.0 if self.exact and other.exact else _NOISE * abs(its)
-            if not abs(mine - its) <= allowed:
-                return f"answer {place} of the uniform merge has log-likelihood {mine}, not {its}"
+        for mine, its in self.wrong(other):
+            return f"an answer of the uniform merge has log-likelihood {mine}, not {its}"
         return None
 
 
