@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimizer import compare as _compare
-from optimizer import loop
+from optimizer import hub, loop
 from optimizer import preflight as _preflight
 from optimizer import validate as _validate
 from optimizer import verify as _verify
@@ -28,7 +28,7 @@ from optimizer.board import Board
 from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
-from optimizer.export import export_several, export_trial
+from optimizer.export import check_target, export_several, export_trial
 from optimizer.outlook import end_text
 from optimizer.repeat import measure_repeat, repeat_text
 from optimizer.report.findings import findings
@@ -39,6 +39,10 @@ from optimizer.spec import Spec, from_document, load_spec
 from optimizer.standing import Standing
 from optimizer.standing import standings as _standings
 from optimizer.study import DriverStudy, create_study, distributions_of, study_record
+from optimizer.tracking.mlflow_runs import MlflowRuns
+from optimizer.tracking.track import track as _track
+from optimizer.tracking.tracker import Tracker
+from optimizer.tracking.wandb_run import WandbRun
 from optimizer.views import Views
 from optimizer.views import views as _views
 from optimizer.warm_start import ITEMS, NOTE, items_of, warm_start
@@ -77,6 +81,7 @@ __all__ = [
     "spec",
     "standings",
     "studies",
+    "track",
     "validate",
     "verify_swap",
     "views",
@@ -325,6 +330,8 @@ def export(
     whole_front: bool = False,
     slider: int | None = None,
     overwrite: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
     storage: str | None = None,
     watcher: Watcher = NOBODY,
 ) -> list[Path]:
@@ -334,9 +341,16 @@ def export(
 
     A pick goes by the validation split's means where the study has been validated, else by the posterior's. With
     ``overwrite`` an earlier export is replaced as soon as the new one is complete.
+
+    With ``push_to_hub`` (``OWNER/NAME``) one merge is uploaded too, to a repository that is new or empty or, with
+    ``overwrite``, holds an earlier export; ``private`` makes it private. Raises PushError where that cannot be done.
     """
     if (trial is not None) + (pick is not None) + whole_front + (slider is not None) != 1:
         raise InputError("an export takes one of --trial, --pick, --front and --slider.")
+    if push_to_hub is not None and (whole_front or slider is not None):
+        raise InputError("a repository holds one merge: --push-to-hub goes with --trial or --pick.")
+    if private and push_to_hub is None:
+        raise InputError("--private is about a repository, and goes with --push-to-hub.")
     target = Path(out)
     with open_store(storage) as store:
         found = results(store, study)
@@ -346,7 +360,46 @@ def export(
                 raise InputError(f"a front must have merges to be exported, but {study} has none.")
             return export_several(store, study, rows, target, overwrite=overwrite)
         number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
-        return [export_trial(store, study, number, target, overwrite=overwrite, progress=watcher.stage)]
+        check_target(target, overwrite=overwrite)
+        repository = None
+        if push_to_hub is not None:
+            repository = hub.prepare(push_to_hub, private=private, overwrite=overwrite)
+        export_trial(
+            store,
+            study,
+            number,
+            target,
+            overwrite=overwrite,
+            for_others=repository is not None,
+            progress=watcher.stage,
+        )
+        if repository is not None:
+            hub.push(target, repository, title=f"{study}, trial {number}, merged by mergefront")
+        return [target]
+
+
+def track(
+    study: str,
+    *,
+    mlflow: str | None = None,
+    experiment: str = "mergefront",
+    wandb: str | None = None,
+    storage: str | None = None,
+) -> int:
+    """Tell an experiment tracker what has happened in a study, and while it is driven what happens.
+
+    Returns: how many trials it was told of.
+
+    Args:
+        mlflow: a tracking URI; ``experiment`` is the name there. wandb: ``PROJECT`` or ``ENTITY/PROJECT``.
+    Returns: how many trials it was told of.
+    Raises: InputError unless one of the two is named; TrackerError where it cannot be had.
+    """
+    if (mlflow is None) == (wandb is None):
+        raise InputError("a study is told to one tracker at a time: --mlflow or --wandb.")
+    tracker: Tracker = MlflowRuns(mlflow, experiment) if mlflow is not None else WandbRun(wandb or "")
+    with open_store(storage) as store:
+        return _track(store, study, tracker)
 
 
 def choose(store: Store, study: str, found: Results, pick: str) -> int:

@@ -277,10 +277,28 @@ def _export(options: argparse.Namespace) -> int:
         whole_front=options.front,
         slider=options.slider,
         overwrite=options.overwrite,
+        push_to_hub=options.push_to_hub,
+        private=options.private,
         storage=options.storage,
     )
     for path in written:
         print(path)
+    if options.push_to_hub:
+        print(f"uploaded to {options.push_to_hub}", file=sys.stderr)
+    return 0
+
+
+def _track(options: argparse.Namespace) -> int:
+    from optimizer import api
+
+    sent = api.track(
+        options.study,
+        mlflow=options.mlflow,
+        experiment=options.experiment,
+        wandb=options.wandb,
+        storage=options.storage,
+    )
+    print(f"{sent} trials of {options.study} are there.", file=sys.stderr)
     return 0
 
 
@@ -587,7 +605,19 @@ def _add_export(commands: "_Commands", storage: argparse.ArgumentParser) -> None
     which.add_argument("--slider", type=int, metavar="N", help="N merges spread evenly along the front")
     export.add_argument("--out", required=True, metavar="DIR")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    export.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it too, to a Hugging Face repository")
+    export.add_argument("--private", action="store_true", help="make that repository private")
     export.set_defaults(command=_export)
+
+
+def _add_track(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
+    track = commands.add_parser("track", parents=[storage], help="tell MLflow or Weights & Biases about a study")
+    track.add_argument("study", metavar="STUDY")
+    whom = track.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--mlflow", metavar="URI", help="a tracking server, or a database such as sqlite:///mlflow.db")
+    whom.add_argument("--wandb", metavar="[ENTITY/]PROJECT", help="WANDB_MODE and the rest of wandb's settings apply")
+    track.add_argument("--experiment", default="mergefront", metavar="NAME", help="of MLflow (default: %(default)s)")
+    track.set_defaults(command=_track)
 
 
 def _add_backup(commands: "_Commands", storage: argparse.ArgumentParser) -> None:
@@ -615,5 +645,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_fronts(commands, storage)
     _add_explanations(commands, storage)
     _add_export(commands, storage)
+    _add_track(commands, storage)
     _add_backup(commands, storage)
     return parser

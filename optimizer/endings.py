@@ -38,10 +38,13 @@ def _run_errors() -> tuple[type[Exception], ...]:
 
     from optimizer.api import StudyFailed
     from optimizer.export import ExportError
+    from optimizer.hub import PushError
     from optimizer.patience import DatabaseGone
+    from optimizer.tracking.tracker import TrackerError
     from storage.errors import LeaseError
     from storage.files import NoRoom
     from workers.errors import EngineDied
     from workers.pool import PoolError
 
-    return (StudyFailed, ExportError, PoolError, EngineDied, DatabaseGone, LeaseError, NoRoom, SQLAlchemyError, OSError)
+    ours = (StudyFailed, ExportError, PoolError, EngineDied, DatabaseGone, LeaseError, NoRoom, TrackerError, PushError)
+    return (*ours, SQLAlchemyError, OSError)

@@ -48,12 +48,14 @@ def export_trial(
     out: Path,
     *,
     overwrite: bool = False,
+    for_others: bool = False,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Path:
     """Write one trial's merge to the directory ``out``, which appears whole or not at all.
 
     Args:
-        overwrite: replace an earlier export; it goes when the new one is complete, digests verified.
+        overwrite: replace an earlier export; it goes when the new one is complete, digests verified. for_others: it
+            names no place on this machine.
     Raises: InputError where ``out`` exists (unless it is an earlier export and ``overwrite``), the disk is too full,
         the trial is not measured, or a checkpoint has changed since the study began; ExportError where the tensors
         written are not bit for bit those that were scored, or the disk runs full meanwhile.
@@ -72,7 +74,7 @@ def export_trial(
             digests = write_model(merger, measured.recipe, like, base, staging, progress)
             progress("verifying", 0, 1)
             _verify(staging, digests, measured)
-            _describe(store, record, spec, measured, checkpoints, digests, staging)
+            _describe(store, record, spec, measured, checkpoints, digests, staging, for_others=for_others)
     except NoRoom as e:
         raise ExportError(str(e)) from e
     store.add_export(name, number, str(out.absolute()), measured.digest)
@@ -116,11 +118,14 @@ def _describe(
     checkpoints: Mapping[str, Checkpoint],
     digests: Mapping[str, str],
     directory: Path,
+    *,
+    for_others: bool,
 ) -> None:
     """The mergekit configuration, the card, and last of all the manifest."""
     by_split = {s: store.measured(record.name, s) for s in SPLITS}
     code = [str(p.relative_to(checkpoints[BASE].path)) for p in checkpoints[BASE].code]
-    _write(directory / "mergekit.yaml", mergekit_yaml(spec, measured.recipe, checkpoints))
+    mergekit = mergekit_yaml(spec, measured.recipe, checkpoints, for_others=for_others)
+    _write(directory / "mergekit.yaml", mergekit)
     _write(directory / "README.md", model_card(store, record.name, measured.number, spec, by_split, code=code))
     manifest = _manifest(record.name, record.spec_digest, measured, record.fingerprints, digests)
     _write(directory / MANIFEST, json.dumps(manifest | {"trust_remote_code": code}, indent=2) + "\n")
@@ -233,6 +238,7 @@ def _copy_config(base: Checkpoint, directory: Path, dtype: str) -> None:
         shutil.copyfile(path, target)
     config = dict(base.config)
     config.pop("torch_dtype", None)
+    config.pop("_name_or_path", None)  # where the base was when it was saved
     config["dtype"] = dtype
     _write(directory / "config.json", json.dumps(config, indent=2) + "\n")
     if not base.trust_remote_code:

@@ -1,6 +1,7 @@
 """A recipe as a configuration for mergekit, for those who keep their merges there."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,7 +10,8 @@ from optimizer.spec import BASE, Spec
 from search_spaces.groups import Groups
 from search_spaces.methods import PARAMETERS
 from search_spaces.recipe import Recipe
-from storage.checkpoints import Checkpoint
+from storage.checkpoints import HUB, Checkpoint, Source
+from storage.staging import is_url
 from workers.merger import layer_count
 from workers.transformers_engine import empty_weights
 
@@ -25,23 +27,30 @@ _OTHER = {
     "model_stock": "The same merge as a mergekit configuration, up to float32 rounding.",
 }
 
+_NAMED = "# What is no repository is the name of a checkpoint whose fingerprint merge_recipe.json has.\n"
+
 Weight = float | list[dict[str, Any]]
 
 
-def mergekit_yaml(spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> str:
+def mergekit_yaml(
+    spec: Spec, recipe: Recipe, checkpoints: Mapping[str, Checkpoint], *, for_others: bool = False
+) -> str:
     """The same merge for mergekit, with a comment that says how far it is the same.
 
     Args:
-        checkpoints: base and the recipe's checkpoints by name; their paths are written.
+        checkpoints: base and the recipe's checkpoints by name; their paths are written. for_others: hub ids, and in
+            place of what lies on this machine its name.
     """
     paths = {name: _path(checkpoint) for name, checkpoint in checkpoints.items()}
+    if for_others:
+        paths = {s.name: _public(s) for s in spec.sources if s.name in checkpoints}
     body = {
         **_body(recipe, paths, _weights(spec, recipe, checkpoints)),
         "dtype": "float32",
         "out_dtype": spec.workers.dtype,
         "tokenizer_source": paths[BASE],
     }
-    head = f"# {_OTHER.get(recipe.method, _SAME)}\n"
+    head = f"# {_OTHER.get(recipe.method, _SAME)}\n" + _NAMED * for_others
     return head + str(yaml.safe_dump(body, sort_keys=False, allow_unicode=True))
 
 
@@ -111,3 +120,9 @@ def _rest(share: Weight) -> Weight:
 def _path(checkpoint: Checkpoint) -> str:
     path = str(checkpoint.path)
     return path if checkpoint.adapter is None else f"{path}+{checkpoint.adapter}"
+
+
+def _public(source: Source) -> str:
+    parts = [part.removeprefix(HUB) for part in (source.model, source.adapter) if part is not None]
+    elsewhere = any(is_url(part) or Path(part).is_absolute() or Path(part).is_dir() for part in parts)
+    return source.name if elsewhere else "+".join(parts)

@@ -91,6 +91,16 @@ class WorkerTally:
     last: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A trial that was written to a directory; ``digest`` is that of the merge."""
+
+    trial: int
+    path: str
+    digest: str
+    created: str
+
+
 class Store:
     """Studies in one database. Open it with :meth:`open`; the driver of a study is its only writer."""
 
@@ -427,6 +437,15 @@ class Store:
         with Session(self._engine) as session, session.begin():
             study_id = self._row(session, name).id
             session.add(ExportRow(study_id=study_id, number=number, path=path, digest=digest))
+
+    def exports(self, name: str) -> list[Exported]:
+        """The last export to each directory, oldest first; the directory may have changed since."""
+        study_id = self._study_id(name)
+        with Session(self._engine) as session:
+            rows = session.scalars(sa.select(ExportRow).where(ExportRow.study_id == study_id).order_by(ExportRow.id))
+            found = [Exported(trial=r.number, path=r.path, digest=r.digest, created=r.created) for r in rows]
+        last = {e.path: e for e in found}
+        return [e for e in found if last[e.path] is e]
 
     def _exists(self, name: str) -> bool:
         with Session(self._engine) as session:
