@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from optimizer.baselines import starting_points
+from optimizer.features import Array
 from optimizer.front import hypervolume, non_dominated
 from optimizer.report.figures import Axis, Point, Role, Scatter, Spread, weights_text
 from optimizer.results import direction, is_feasible
@@ -34,7 +35,12 @@ class Board:
         self.workers = workers
         self._spec = spec
         self._names = _names(spec)
-        self._measured = list(measured)
+        self._measured: list[Measured] = []
+        self._signs = np.array([1.0 if o.maximise else -1.0 for o in spec.optimised])
+        self._worst: Array | None = None  # of the baselines in every objective, more is better
+        self._outer: Array = np.empty((0, len(self._signs)))  # feasible merges that none dominates, more is better
+        for one in measured:
+            self._take(one)
 
     @property
     def measured(self) -> int:
@@ -46,20 +52,14 @@ class Board:
         if isinstance(outcome, Failed):
             self.failed += 1
         else:
-            self._measured.append(outcome)
+            self._take(outcome)
 
     def hypervolume(self) -> float:
         """What the feasible merges cover beyond the worst baseline in every objective; 0.0 where nothing does."""
-        found = self._first_looks()
-        baselines = [self._values(m) for m in found if m.recipe.digest in self._names]
-        merges = [self._values(m) for m in found if self._counts(m) and self._is_merge(m)]
-        if not baselines or not merges:
+        if self._worst is None:
             return 0.0
-        worst = [
-            (min if o.maximise else max)(column)
-            for o, column in zip(self._spec.optimised, zip(*baselines, strict=True), strict=True)
-        ]
-        return hypervolume(np.array(merges), worst, [direction(o) for o in self._spec.optimised])
+        directions = [direction(o) for o in self._spec.optimised]
+        return hypervolume(self._outer * self._signs, (self._worst * self._signs).tolist(), directions)
 
     def figure(self) -> Scatter | None:
         """The first two objectives, or the only one over trials; None before anything is measured."""
@@ -78,6 +78,17 @@ class Board:
             points=tuple(self._point(m, (x, y), on_front=m.number in front) for m in found),
             whole=len(optimised) <= 2,
         )
+
+    def _take(self, measured: Measured) -> None:
+        self._measured.append(measured)
+        if measured.split == FURTHER:
+            return
+        point = np.array(self._values(measured)) * self._signs
+        if measured.recipe.digest in self._names:
+            self._worst = point if self._worst is None else np.minimum(self._worst, point)
+        new = not (self._outer >= point).all(axis=1).any()
+        if new and self._counts(measured) and self._is_merge(measured):
+            self._outer = np.vstack([self._outer[~(self._outer <= point).all(axis=1)], point])
 
     def _first_looks(self) -> list[Measured]:
         return [m for m in list(self._measured) if m.split != FURTHER]

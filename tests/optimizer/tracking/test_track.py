@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from optuna.study import StudyDirection
 
-from optimizer.board import Board
+from optimizer.front import hypervolume
+from optimizer.results import results
 from optimizer.spec import from_document
 from optimizer.study import create_study
 from optimizer.tracking.story import Story, about, tables
@@ -71,13 +74,17 @@ def test_every_trial_is_told_in_the_order_in_which_it_was_kept(told_study: Store
     assert uniform.recipe["weight/alpha"] == pytest.approx(1 / 3)
 
 
-def test_the_hypervolume_told_last_is_the_one_that_a_live_view_shows(told_study: Store) -> None:
-    spec = from_document(dict(told_study.study("tiny").spec))
-    board = Board(spec, planned=0, measured=told_study.measured("tiny").values(), failed=0, workers=tuple)
+def test_the_hypervolume_told_last_is_of_all_merges_beyond_the_worst_baseline(told_study: Store) -> None:
     story = Story(told_study, "tiny")
     story.read()
+    found = results(told_study, "tiny")
+    means = {r.trial: [r.objectives[o].mean for o in ("safety", "general")] for r in found.rows}
+    worst = [min(means[r.trial][o] for r in found.baselines) for o in (0, 1)]
+    merges = np.array([means[r.trial] for r in found.merges])
+    expected = hypervolume(merges, worst, [StudyDirection.MAXIMIZE] * 2)
     last = [t for t in story.trials if t.measured is not None][-1]
-    assert last.hypervolume == board.hypervolume() > 0
+    assert last.hypervolume == pytest.approx(expected)
+    assert expected > 0
 
 
 def test_the_tables_are_the_front_all_trials_fresh_scores_and_failures(told_study: Store) -> None:
