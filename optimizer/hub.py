@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -13,7 +13,7 @@ from optimizer.export import MANIFEST
 from search_spaces.errors import InputError
 
 _OF_THE_HUB = ".gitattributes"
-_NETWORK: Final = (HfHubHTTPError, *HfHubHTTPError.__bases__)
+_NETWORK: Final = cast("tuple[type[Exception], ...]", (HfHubHTTPError, *HfHubHTTPError.__bases__))
 """With the errors of its HTTP client, which is another one in another version."""
 
 
@@ -49,7 +49,7 @@ def prepare(name: str, *, private: bool, overwrite: bool) -> Repository:
     try:
         with _said(f"{name} cannot be prepared"):
             url = hub.create_repo(name, private=private or None, exist_ok=True)
-            found = hub.repo_info(name)
+            found = hub.model_info(name)
     except HFValidationError as e:
         raise InputError(f"--push-to-hub must name a repository: {e}") from e
     if private and not found.private:
@@ -65,12 +65,12 @@ def push(directory: Path, repository: Repository, *, title: str) -> None:
     Raises: PushError where it cannot be done; the directory is kept.
     """
     files = {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if path.is_file()}
-    changes = [
-        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
-        *(CommitOperationDelete(path_in_repo=name) for name in sorted(repository.files - set(files))),
-    ]
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    deleted = [CommitOperationDelete(path_in_repo=name) for name in sorted(repository.files - set(files))]
     with _said(f"{directory} is written and kept, but was not uploaded to {repository.name}"):
-        HfApi().create_commit(repository.name, changes, commit_message=title, parent_commit=repository.commit)
+        HfApi().create_commit(
+            repository.name, [*added, *deleted], commit_message=title, parent_commit=repository.commit
+        )
 
 
 def _check_content(name: str, files: frozenset[str], *, overwrite: bool) -> None:

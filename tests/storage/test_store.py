@@ -119,6 +119,12 @@ def test_failures_keep_their_reasons_in_order(store: Store) -> None:
     assert store.failures("one") == {3: ["first", "second"]}
 
 
+def test_of_the_exports_to_one_directory_the_last_counts(store: Store) -> None:
+    for trial, path in ((1, "/a"), (2, "/b"), (3, "/a")):
+        store.add_export("one", trial, path, f"{trial}" * 64)
+    assert [(e.trial, e.path, e.digest) for e in store.exports("one")] == [(2, "/b", "2" * 64), (3, "/a", "3" * 64)]
+
+
 def test_what_was_written_is_there_after_opening_again(store: Store, url: str) -> None:
     store.add_measured("one", MEASURED)
     store.set_planned("one", 40)
