@@ -13,8 +13,10 @@ from optimizer.export import MANIFEST
 from search_spaces.errors import InputError
 
 _OF_THE_HUB = ".gitattributes"
-_NETWORK: Final = cast("tuple[type[Exception], ...]", (HfHubHTTPError, *HfHubHTTPError.__bases__))
-"""With the errors of its HTTP client, which is another one in another version."""
+_TROUBLE: Final = cast(
+    "tuple[type[Exception], ...]", (HfHubHTTPError, *HfHubHTTPError.__bases__, RuntimeError, ValueError)
+)
+"""Of the hub, of its HTTP client (which is another one in another version), of its storage, of a card that it refuses."""
 
 
 class PushError(Exception):
@@ -83,11 +85,11 @@ def _check_content(name: str, files: frozenset[str], *, overwrite: bool) -> None
 
 @contextmanager
 def _said(what: str) -> Iterator[None]:
-    """What the hub, its storage and the network say becomes PushError, in one line."""
+    """What they say becomes PushError, in one line."""
     try:
         yield
     except HFValidationError:
         raise
-    except (*_NETWORK, RuntimeError, ValueError) as e:
+    except _TROUBLE as e:
         said = str(e.__cause__ if isinstance(e, RuntimeError) and e.__cause__ else e)
         raise PushError(f"{what}: {' '.join(said.split())}") from e
