@@ -16,7 +16,7 @@ _OF_THE_HUB = ".gitattributes"
 _TROUBLE: Final = cast(
     "tuple[type[Exception], ...]", (HfHubHTTPError, *HfHubHTTPError.__bases__, RuntimeError, ValueError)
 )
-"""Of the hub, of its HTTP client (which is another one in another version), of its storage, of a card that it refuses."""
+"""Of the hub, its HTTP client (which is another one in another version), its storage, and of a card that it refuses."""
 
 
 class PushError(Exception):
