@@ -26,12 +26,14 @@ class ProgressBody(BaseModel):
 
 
 class WorkerBody(BaseModel):
-    """What one worker (``node:pid``) has done for the study, and when it was last heard of (UTC)."""
+    """What one worker (``node:pid``) does now, and what it has done for the study."""
 
     worker: str
+    doing: str | None = Field(description="A trial, `opening its models`, `idle` …; null for one that has gone.")
+    since: str | None = Field(description="When it began that (UTC).")
     measured: int
     failed: int
-    last: str
+    last: str | None = Field(description="When it ended its last trial (UTC).")
 
 
 class StudyBody(BaseModel):
