@@ -6,6 +6,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optimizer.states import State
+from storage.jobs import Job
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 StudyName = Annotated[str, Path(pattern=NAME, description="The study's name.")]
@@ -36,6 +37,39 @@ class WorkerBody(BaseModel):
     last: str | None = Field(description="When it ended its last trial (UTC).")
 
 
+class ExportBody(BaseModel):
+    """An export: ``out`` is there, whole, once it is done."""
+
+    id: str
+    study: str
+    trial: int
+    out: str
+    state: Literal["queued", "running", "done", "failed"]
+    reason: str
+    progress: ProgressBody | None
+    created: str
+    ended: str | None
+
+
+def export_body(job: Job) -> dict[str, Any]:
+    """An export as it goes over the wire."""
+    if job.stage == "ended":
+        state = "done" if job.code == 0 else "failed"
+    else:
+        state = {"waiting": "queued", "running": "running"}[job.stage]
+    return {
+        "id": job.key,
+        "study": job.study,
+        "trial": job.request["trial"],
+        "out": job.request["out"],
+        "state": state,
+        "reason": job.message,
+        "progress": (dict(job.progress) or None) if state == "running" else None,
+        "created": job.created,
+        "ended": job.ended,
+    }
+
+
 class StudyBody(BaseModel):
     """How a study stands."""
 
@@ -50,7 +84,8 @@ class StudyBody(BaseModel):
     driver: str | None = Field(description="host:pid of the process that drives it.")
     progress: ProgressBody | None = Field(description="What its process is at.")
     hypervolume: float | None = Field(description="Of the front, seen from the worst baseline.")
-    workers: list[WorkerBody]
+    workers: list[WorkerBody] = Field(description="Those at work, then those that have gone.")
+    exports: list[ExportBody] = Field(description="The newest first.")
 
 
 class SummaryBody(BaseModel):
@@ -90,20 +125,6 @@ class ExportAsked(_Asked):
         if (self.trial is None) == (self.pick is None):
             raise ValueError("an export takes either trial or pick")
         return self
-
-
-class ExportBody(BaseModel):
-    """An export: ``out`` is there, whole, once it is done."""
-
-    id: str
-    study: str
-    trial: int
-    out: str
-    state: Literal["queued", "running", "done", "failed"]
-    reason: str
-    progress: ProgressBody | None
-    created: str
-    ended: str | None
 
 
 class TrialBody(BaseModel):
