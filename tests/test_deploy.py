@@ -1,4 +1,4 @@
-"""What lies in deploy/ against schemas: Kubernetes', Compose's, and of KubeRay's what we use. Nothing is started here."""
+"""What lies in deploy/ against schemas: Kubernetes', Compose's, and of KubeRay's what we use. Nothing is started."""
 
 import re
 import subprocess
