@@ -27,7 +27,7 @@ from optimizer.baselines import starting_points
 from optimizer.board import Board
 from optimizer.compare import Comparison
 from optimizer.database import open_store, studies
-from optimizer.driver import holding, pausing
+from optimizer.driver import holding, pausing, telling
 from optimizer.export import check_target, export_several, export_trial
 from optimizer.outlook import end_text
 from optimizer.repeat import measure_repeat, repeat_text
@@ -413,7 +413,7 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
     if not study.wants_more():
         return
     outcomes: list[bool] = []
-    with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause:
+    with _workers(store, study.spec, ray, watcher) as pool, pausing() as pause, telling(store, name, pool.workers):
         _, failed, planned = study.counts()
         before = [*store.measured(name).values(), *store.measured(name, FURTHER).values()]
         board = Board(study.spec, planned=planned, measured=before, failed=failed, workers=pool.workers)

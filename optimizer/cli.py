@@ -631,7 +631,8 @@ def _add_backup(commands: "_Commands", storage: argparse.ArgumentParser) -> None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mergefront", description=__doc__.split("\n")[0])
+    about = "Finds the merges of LLM checkpoints that trace the front of safety against general quality."
+    parser = argparse.ArgumentParser(prog="mergefront", description=about)
     parser.add_argument("--log-file", default=logs.default_file(), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--log-format", choices=["text", "json"], default="text", help="of log file and stderr")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -1,18 +1,22 @@
-"""A driver's life: it holds its study while it runs, and pauses when it is told to."""
+"""A driver's life: it holds its study while it runs, tells what its workers do, and pauses when it is told to."""
 
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from types import FrameType
 
 from optimizer.logs import STUDY
 from optimizer.patience import UNREACHABLE, first_line
 from storage.lease import Heartbeat, Holder
 from storage.store import Store
+from workers.pool import Busy
+
+_TELL_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +71,43 @@ def _trouble(error: BaseException | None) -> str:
         return ""
     said = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
     return said or type(error).__name__
+
+
+@contextmanager
+def telling(store: Store, name: str, workers: Callable[[], Sequence[Busy]]) -> Iterator[None]:
+    """Whoever reads the database sees what each worker does, a second later; it is written only where it changes."""
+    told: list[dict[str, str]] = []
+
+    def tell() -> None:
+        nonlocal told
+        found = _with_times(workers(), told)
+        if found == told:
+            return
+        try:
+            store.set_workers(name, found)
+        except UNREACHABLE as e:
+            _log.info("what the workers do could not be written: %s", first_line(e))
+        else:
+            told = found
+
+    clock = Heartbeat(tell, _TELL_SECONDS)
+    try:
+        yield
+    finally:
+        clock.stop()
+
+
+def _with_times(workers: Sequence[Busy], told: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """What each worker does, and since when; the time of what goes on stays as it was told."""
+    known = {(w["worker"], w["doing"]): w["since"] for w in told}
+    return [
+        {"worker": w.worker, "doing": w.doing, "since": known.get((w.worker, w.doing)) or _ago(w.seconds)}
+        for w in workers
+    ]
+
+
+def _ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from storage.records import Measured, Score
 
 def front_table(found: Results, rows: Sequence[Row], title: str) -> Table:
     """Trials with posterior and measured values of every objective, and their weights."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("trial", justify="right")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for objective in found.spec.optimised:
         table.add_column(f"{objective.name}\nposterior", justify="right")
         table.add_column(f"{objective.name}\nmeasured", justify="right")

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import optuna
@@ -83,12 +83,18 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerTally:
-    """What one worker (``node:pid``) has done for a study, and when it was last heard of (UTC)."""
+    """What one worker (``node:pid``) has done for a study and does now.
+
+    ``last`` is when it ended its last trial, ``since`` when it began what it is ``doing`` (UTC, None for neither): None
+    where nobody drives the study or the worker has gone.
+    """
 
     worker: str
-    measured: int
-    failed: int
-    last: str
+    measured: int = 0
+    failed: int = 0
+    last: str | None = None
+    doing: str | None = None
+    since: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +250,7 @@ class Store:
             taken = session.execute(
                 sa.update(StudyRow)
                 .where(StudyRow.id == row.id, free)
-                .values(holder=str(holder), token=holder.token, held_until=clock + LEASE_SECONDS)
+                .values(holder=str(holder), token=holder.token, held_until=clock + LEASE_SECONDS, workers=[])
                 .execution_options(synchronize_session=False)
             )
             if taken.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result is a cursor's
@@ -261,6 +267,12 @@ class Store:
             statement = sa.update(StudyRow).where(StudyRow.name == name, StudyRow.token == self._holders[name].token)
             renewed = session.execute(statement.values(held_until=database.clock(self._engine) + LEASE_SECONDS))
             return bool(renewed.rowcount)  # type: ignore[attr-defined]  # an UPDATE's result is a cursor's
+
+    def set_workers(self, name: str, workers: Sequence[Mapping[str, str]]) -> None:
+        """Say what each worker of a study does, as its driver: ``{"worker", "doing", "since"}`` each."""
+        with Session(self._engine) as session, session.begin():
+            mine = sa.update(StudyRow).where(StudyRow.name == name, StudyRow.token == self._holders[name].token)
+            session.execute(mine.values(workers=[dict(w) for w in workers]))
 
     def release(self, name: str, trouble: str = "") -> None:
         """Let go of a study; it may be held by anybody again. ``trouble``: why its driver could not go on."""
@@ -397,24 +409,27 @@ class Store:
         return last_position(self._engine, name)
 
     def workers(self, name: str) -> list[WorkerTally]:
-        """Who has measured trials of a study, on any split, and who failed at one."""
-        study_id = self._study_id(name)
+        """Who works for a study now, in the driver's order, and then who did so earlier, on any split."""
         e, f = EvaluationRow, FailureRow
-        done = sa.select(e.worker, sa.func.count(), sa.func.max(e.created)).where(e.study_id == study_id)
-        broken = sa.select(f.worker, sa.func.count(), sa.func.max(f.created)).where(f.study_id == study_id)
         with Session(self._engine) as session:
+            row = self._row(session, name)
+            done = sa.select(e.worker, sa.func.count(), sa.func.max(e.created)).where(e.study_id == row.id)
+            broken = sa.select(f.worker, sa.func.count(), sa.func.max(f.created)).where(f.study_id == row.id)
             measured = {w: (n, at) for w, n, at in session.execute(done.group_by(e.worker))}
             failed = {w: (n, at) for w, n, at in session.execute(broken.group_by(f.worker))}
+            now_there = row.workers if self._is_held(row.id) else []
         nothing = (0, "")
-        return [
-            WorkerTally(
+        tallies = {
+            w: WorkerTally(
                 worker=w,
                 measured=measured.get(w, nothing)[0],
                 failed=failed.get(w, nothing)[0],
                 last=max(measured.get(w, nothing)[1], failed.get(w, nothing)[1]),
             )
             for w in sorted({*measured, *failed} - {""})
-        ]
+        }
+        here = [replace(tallies.pop(w["worker"], WorkerTally(worker=w["worker"])), **w) for w in now_there]
+        return [*here, *tallies.values()]
 
     def revision(self, name: str) -> str:
         """Changes whenever what :func:`optimizer.results.results` reads of a study does; raises StoreError."""

@@ -7,6 +7,7 @@ from sqlalchemy import JSON, ForeignKey, LargeBinary, MetaData, String, Text, Un
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Document = dict[str, Any]
+Documents = list[Document]
 
 
 def now() -> str:
@@ -25,13 +26,14 @@ class Base(DeclarativeBase):
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         }
     )
-    type_annotation_map = {Document: JSON, str: Text, bytes: LargeBinary}  # noqa: RUF012 (SQLAlchemy's own form)
+    type_annotation_map = {Document: JSON, Documents: JSON, str: Text, bytes: LargeBinary}  # noqa: RUF012 (SQLAlchemy's own form)
 
 
 class StudyRow(Base):
     """A study: its spec as parsed, what it may search, how many trials are planned, and which driver holds it.
 
-    ``held_until`` is in seconds since 1970 by the database's clock; ``token`` is the holder's secret.
+    ``held_until`` is in seconds since 1970 by the database's clock; ``token`` is the holder's secret; ``workers`` says
+    what each one does: ``{"worker", "doing", "since"}``.
     """
 
     __tablename__ = "mergefront_study"
@@ -48,6 +50,7 @@ class StudyRow(Base):
     holder: Mapped[str | None]
     token: Mapped[str | None] = mapped_column(String(32))
     held_until: Mapped[float | None]
+    workers: Mapped[Documents] = mapped_column(default=list)
 
 
 class CheckpointRow(Base):

@@ -1,6 +1,8 @@
-"""What lies in deploy/ against schemas: Kubernetes' own, and KubeRay's as far as we use it. Nothing is started here."""
+"""What lies in deploy/ against schemas: Kubernetes', Compose's, and of KubeRay's what we use. Nothing is started."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +117,18 @@ def _secret_references(value: Any) -> list[tuple[str, str]]:
         return []
     own = [(value["secretKeyRef"]["name"], value["secretKeyRef"]["key"])] if "secretKeyRef" in value else []
     return own + [r for v in value.values() for r in _secret_references(v)]
+
+
+def test_the_compose_file_keeps_to_the_compose_specification(tmp_path: Path) -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    wrong = tmp_path / "compose.yaml"
+    compose["services"]["service"]["stop_grace_time"] = "30s"
+    wrong.write_text(yaml.safe_dump(compose))
+    command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, DEPLOY / "compose.yaml"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    refused = subprocess.run([*command, wrong], capture_output=True, text=True, check=False)
+    assert "'stop_grace_time' was unexpected" in refused.stdout
 
 
 def test_the_compose_file_names_its_own_services_and_hides_its_secrets() -> None:

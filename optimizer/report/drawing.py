@@ -355,7 +355,8 @@ def _rows_and_columns(axes: Axes, figure: Heat, size: Size) -> None:
         axes.axhline(i - 0.5, color=PALETTE.other, linewidth=0.8)
     step = max(1, len(figure.columns) // (8 if size.narrow else _MOST_NUMBERS))
     heads = [c.replace(" ", "\n") if size.narrow else c for c in figure.columns]
-    axes.set_xticks(range(0, len(heads), step), heads[::step], color=PALETTE.ink)
+    text = size.text - 2.5 if size.narrow else size.text  # two heads side by side must not become one word
+    axes.set_xticks(range(0, len(heads), step), heads[::step], color=PALETTE.ink, fontsize=text)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel(figure.across)

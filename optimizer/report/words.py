@@ -80,12 +80,17 @@ def standings(found: Findings) -> tuple[str, list[str]]:
     return head_text(found.standings), [standing.to_text() for standing in found.standings]
 
 
-def comparisons(found: Findings) -> dict[str, list[str]]:
-    """The pick against uniform and base: a heading that names the split, to its lines."""
-    by_head: dict[str, list[str]] = {}
+def comparisons(found: Findings) -> dict[str, list[list[str]]]:
+    """The pick against uniform and base: a heading that names the split, to its sentences, each with its details."""
+    by_head: dict[str, list[list[str]]] = {}
     for comparison in found.against:
         head, *lines = comparison.to_text().split("\n")
-        by_head.setdefault(head, []).extend(line.strip() for line in lines)
+        said = by_head.setdefault(head, [])
+        for line in lines:
+            if line.startswith(" "):
+                said[-1].append(line.strip())
+            else:
+                said.append([line])
     return by_head
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -16,11 +16,13 @@ from optimizer.service.problems import Problem
 from optimizer.service.reader import Aside
 from optimizer.service.runner import Runner
 from optimizer.service.settings import Settings
+from optimizer.service.shapes import export_body
 from optimizer.states import Status, status
 from search_spaces.errors import InputError
 from storage.access import Answer, Caller, RequestInUse
 from storage.errors import StoreError
-from storage.store import Store
+from storage.jobs import Job
+from storage.store import Store, WorkerTally
 
 _MOST_KEY = 200
 _TAIL = 256 << 10
@@ -61,10 +63,11 @@ class Desk:
         """Everything that is said of a study."""
         found = await self.status(study)
         if not found.begun:
-            return _body(found, None, [])
+            return _body(found, None, [], [])
         known = await self.fronts.get(study)
         workers = await asyncio.to_thread(self.store.workers, study)
-        return _body(found, known.reading.hypervolume, [asdict(w) for w in workers])
+        exports = await asyncio.to_thread(self.store.jobs.exports, study)
+        return _body(found, known.reading.hypervolume, workers, exports)
 
     async def watched(self, study: str) -> dict[str, Any] | None:
         """The same for those who listen; None where the study is gone."""
@@ -140,7 +143,13 @@ def _desk(request: Request) -> Desk:
 TheDesk = Annotated[Desk, Depends(_desk)]
 
 
-def _body(found: Status, hypervolume: float | None, workers: list[dict[str, Any]]) -> dict[str, Any]:
+def _body(
+    found: Status, hypervolume: float | None, workers: Sequence[WorkerTally], exports: Sequence[Job]
+) -> dict[str, Any]:
     document = found.to_json()
     document["progress"] = document["progress"] or None
-    return document | {"hypervolume": hypervolume, "workers": workers}
+    return document | {
+        "hypervolume": hypervolume,
+        "workers": [asdict(w) for w in workers],
+        "exports": [export_body(job) for job in exports],
+    }

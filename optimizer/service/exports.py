@@ -11,10 +11,9 @@ from optimizer.service import reader
 from optimizer.service.desk import TheDesk, caller_of
 from optimizer.service.problems import Problem, ProblemBody
 from optimizer.service.screen import inside
-from optimizer.service.shapes import ExportAsked, ExportBody, StudyName
+from optimizer.service.shapes import ExportAsked, ExportBody, StudyName, export_body
 from storage.access import Answer
 from storage.errors import StoreError
-from storage.jobs import Job
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {code: {"model": ProblemBody} for code in (404, 409)}
 
@@ -60,22 +59,3 @@ async def exported(desk: TheDesk, name: StudyName, key: Key) -> dict[str, Any]:
     if job.kind != "export" or job.study != name:
         raise Problem(404, f"the export must be one of {name}, but got {key}.")
     return export_body(job)
-
-
-def export_body(job: Job) -> dict[str, Any]:
-    """An export as it goes over the wire."""
-    if job.stage == "ended":
-        state = "done" if job.code == 0 else "failed"
-    else:
-        state = {"waiting": "queued", "running": "running"}[job.stage]
-    return {
-        "id": job.key,
-        "study": job.study,
-        "trial": job.request["trial"],
-        "out": job.request["out"],
-        "state": state,
-        "reason": job.message,
-        "progress": (dict(job.progress) or None) if state == "running" else None,
-        "created": job.created,
-        "ended": job.ended,
-    }

@@ -13,7 +13,6 @@ from starlette.responses import HTMLResponse, Response
 
 from optimizer.service import reader
 from optimizer.service.desk import Desk, TheDesk
-from optimizer.service.exports import export_body
 from optimizer.service.gate import ANYBODY
 from optimizer.service.problems import Problem
 from optimizer.service.shapes import StudyName
@@ -95,9 +94,8 @@ async def style() -> Response:
 
 async def _live(desk: Desk, name: str) -> dict[str, Any]:
     body = await desk.study_body(name)
-    jobs = await asyncio.to_thread(desk.store.jobs.exports, name)
     log = await asyncio.to_thread(desk.log_tail, name, _LOG_LINES)
-    found = {"s": body, "rows": [], "revision": "", "exports": [export_body(j) for j in jobs], "log": log}
+    found = {"s": body, "rows": [], "revision": "", "log": log}
     try:
         known = await desk.fronts.get(name)
     except StoreError:  # it has not begun

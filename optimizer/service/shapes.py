@@ -6,6 +6,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from optimizer.states import State
+from storage.jobs import Job
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 StudyName = Annotated[str, Path(pattern=NAME, description="The study's name.")]
@@ -26,12 +27,47 @@ class ProgressBody(BaseModel):
 
 
 class WorkerBody(BaseModel):
-    """What one worker (``node:pid``) has done for the study, and when it was last heard of (UTC)."""
+    """What one worker (``node:pid``) does now, and what it has done for the study."""
 
     worker: str
+    doing: str | None = Field(description="A trial, `opening its models`, `idle` …; null for one that has gone.")
+    since: str | None = Field(description="When it began that (UTC).")
     measured: int
     failed: int
-    last: str
+    last: str | None = Field(description="When it ended its last trial (UTC).")
+
+
+class ExportBody(BaseModel):
+    """An export: ``out`` is there, whole, once it is done."""
+
+    id: str
+    study: str
+    trial: int
+    out: str
+    state: Literal["queued", "running", "done", "failed"]
+    reason: str
+    progress: ProgressBody | None
+    created: str
+    ended: str | None
+
+
+def export_body(job: Job) -> dict[str, Any]:
+    """An export as it goes over the wire."""
+    if job.stage == "ended":
+        state = "done" if job.code == 0 else "failed"
+    else:
+        state = {"waiting": "queued", "running": "running"}[job.stage]
+    return {
+        "id": job.key,
+        "study": job.study,
+        "trial": job.request["trial"],
+        "out": job.request["out"],
+        "state": state,
+        "reason": job.message,
+        "progress": (dict(job.progress) or None) if state == "running" else None,
+        "created": job.created,
+        "ended": job.ended,
+    }
 
 
 class StudyBody(BaseModel):
@@ -48,7 +84,8 @@ class StudyBody(BaseModel):
     driver: str | None = Field(description="host:pid of the process that drives it.")
     progress: ProgressBody | None = Field(description="What its process is at.")
     hypervolume: float | None = Field(description="Of the front, seen from the worst baseline.")
-    workers: list[WorkerBody]
+    workers: list[WorkerBody] = Field(description="Those at work, then those that have gone.")
+    exports: list[ExportBody] = Field(description="The newest first.")
 
 
 class SummaryBody(BaseModel):
@@ -88,20 +125,6 @@ class ExportAsked(_Asked):
         if (self.trial is None) == (self.pick is None):
             raise ValueError("an export takes either trial or pick")
         return self
-
-
-class ExportBody(BaseModel):
-    """An export: ``out`` is there, whole, once it is done."""
-
-    id: str
-    study: str
-    trial: int
-    out: str
-    state: Literal["queued", "running", "done", "failed"]
-    reason: str
-    progress: ProgressBody | None
-    created: str
-    ended: str | None
 
 
 class TrialBody(BaseModel):

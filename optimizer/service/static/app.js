@@ -141,7 +141,6 @@
     if (log) log.scrollTop = log.scrollHeight;
     const events = new EventSource(`/v1/studies/${study.name}/events`);
     for (const name of ["state", "measured", "failed"]) events.addEventListener(name, refresh);
-    setInterval(() => { if ($("#live .state.running, #live .state.queued, #below .state.running, #below .state.queued")) refresh(); }, 3000); // exports have no events
   }
 
   // A study that shall be.

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from optimizer.demo.family import make_family
+from storage.lease import Holder
 from storage.store import Store
 
 CHROMIUM = shutil.which("chromium")
@@ -225,3 +226,21 @@ def test_what_a_reader_has_marked_stays_when_the_page_renews_itself(pages: Any, 
     assert page.locator("#table input[type=radio]:checked").input_value() == value
     assert page.get_by_role("button", name="Resume").is_visible()
     assert not page.get_by_role("button", name="Pause").is_visible()
+
+
+def test_a_page_shows_what_workers_do_as_it_changes(pages: Any, pictures: Path, measured: Store, address: str) -> None:
+    page, errors = opened(pages, viewport={"width": 1200, "height": 900})
+    at = "2026-01-01T00:00:00+00:00"
+    measured.hold("tiny", Holder.me())
+    measured.set_workers("tiny", [{"worker": "a:1", "doing": "trial 8", "since": at}])
+    page.goto(f"{address}/studies/tiny")
+    row = page.get_by_role("row", name="a:1")
+    row.get_by_text("trial 8").wait_for()
+    page.screenshot(path=pictures / "workers.png", full_page=True)
+    measured.set_workers("tiny", [{"worker": "a:1", "doing": "trial 9", "since": at}])
+    row.get_by_text("trial 9").wait_for()
+    measured.release("tiny")
+    page.locator("#live .state.paused").wait_for()
+    assert row.count() == 0, "it has gone, and has measured nothing"
+    assert page.locator("#below tr.gone").count() == 1
+    assert errors == []

@@ -48,8 +48,13 @@ def root(study_file: Callable[..., Path], tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_restart_in_mid_study_loses_nothing_and_listeners_catch_up(root: Path, storage: str, start: Start) -> None:
-    first = start(root, storage)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, storage: str) -> str:
+    return storage if request.param == "sqlite" else str(request.getfixturevalue("postgresql_url"))
+
+
+def test_a_restart_in_mid_study_loses_nothing_and_listeners_catch_up(root: Path, database: str, start: Start) -> None:
+    first = start(root, database)
     body, kind = (root / "study.yaml").read_bytes(), {"content-type": "application/yaml"}
     assert first.post("/v1/studies", content=body, headers=kind).status_code == 201
     again = first.post("/v1/studies", content=body.replace(b"study: tiny", b"study: next"), headers=kind)
@@ -61,29 +66,36 @@ def test_a_restart_in_mid_study_loses_nothing_and_listeners_catch_up(root: Path,
     assert first.stop() == 0
     process = psutil.Process(int(driver.rpartition(":")[2]))
     assert process.is_running(), "the study goes on without the service"
-    measured = Store.open(storage)
+    measured = Store.open(database)
     before = len(measured.measured("tiny"))
     while len(measured.measured("tiny")) < before + 5:
         time.sleep(0.2)
 
-    second = start(root, storage)
+    second = start(root, database)
     found = second.get("/v1/studies/tiny").json()
     assert (found["state"], found["driver"]) == ("running", driver)
+    (worker,) = found["workers"]
+    assert worker["doing"] == "idle" or worker["doing"].startswith("trial ")
+    assert worker["measured"] >= 5
     last, missed, _ = listen(second.url, last, lambda trials, state: len(trials) >= 10 and bool(state))
     assert second.post("/v1/studies/tiny/pause").status_code == 202
     _, rest, state = listen(second.url, last, lambda _, state: state.get("state") == "paused")
     told = [e["trial"] for e in [*seen, *missed, *rest]]
     assert sorted(told) == sorted(measured.measured("tiny")), "every trial is told once"
-    assert state["state"] == "paused"
+    assert (state["state"], state["workers"][0]["doing"]) == ("paused", None)
 
+    asked = second.post("/v1/studies/tiny/exports", json={"trial": 3, "out": "exported"})
+    export = asked.headers["location"]
     deadline = time.monotonic() + 120
     while second.get("/v1/studies/next").json()["state"] == "queued":
         assert time.monotonic() < deadline, "the next in the queue begins when there is room"
         time.sleep(0.5)
     assert second.post("/v1/studies/next/pause").status_code == 202
-    while second.get("/v1/studies/next").json()["state"] == "running":
+    while second.get("/v1/studies/next").json()["state"] == "running" or second.get(export).json()["ended"] is None:
         assert time.monotonic() < deadline
         time.sleep(0.5)
+    assert second.get(export).json()["state"] == "done"
+    assert json.loads((root / "exported" / "merge_recipe.json").read_text())["trial"] == 3
     measured.close()
 
 
