@@ -174,11 +174,13 @@ class Store:
                 for name, fingerprint in record.fingerprints.items()
             )
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, keep_jobs: bool = False) -> None:
         """Delete a study with all that was measured. What looked at report items stays known, so do judges' verdicts.
 
         Our half goes first: what a crash leaves of Optuna's is cleared away when the name is used again.
 
+        Args:
+            keep_jobs: how the service's jobs of that name ended can still be asked.
         Raises: StoreError where it is unknown or somebody drives it.
         """
         with Session(self._engine) as session:
@@ -188,7 +190,8 @@ class Store:
         self.trials.set_study_user_attr(self.trials.get_study_id_from_name(name), _DELETED, True)
         with Session(self._engine) as session, session.begin():
             session.execute(sa.delete(StudyRow).where(StudyRow.name == name))
-        self.jobs.forget(name)
+        if not keep_jobs:
+            self.jobs.forget(name)
         self._clear_away(name)
 
     def optuna_study(self, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:

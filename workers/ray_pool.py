@@ -33,6 +33,10 @@ _FAULTS = 3
 """How many different trials a worker may fail in a row, by dying, hanging or an error of ours, before it is retired."""
 
 _ANSWER_SECONDS = 10
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+"""How HTTP/2, which Ray speaks, begins (RFC 9113, 3.4): the server's first frame must be its settings too."""
+
 _PATIENCE_SECONDS = 60
 _LOOK_UP_SECONDS = 10
 """How often the driver looks up while it has no worker at all: it may have been told to pause."""
@@ -233,6 +237,9 @@ class RayPool:
         except RayTaskError as e:
             if isinstance(e.cause, EngineDied):
                 return self._replace(job, _first_line(e.cause))
+            if isinstance(e.cause, InputError):
+                self._lay_off(job, str(e.cause))
+                return None
             return self._broken(job, e)
         except RayError as e:
             return self._replace(job, _first_line(e))
@@ -288,6 +295,12 @@ class RayPool:
         )
         self._renew(job.slot, failed.number, failed.reason)
         return failed
+
+    def _lay_off(self, job: _Job, reason: str) -> None:
+        """No worker in this place could do better: its files are not what they were. Its trial is left to another."""
+        self._retire(job.slot, reason)
+        if job.assignment is not None:
+            self._waiting.insert(0, job.assignment)
 
     def _replace(self, job: _Job, reason: str) -> Outcome | None:
         """A new worker for a dead one, and its assignment again, or a failure where it killed too many."""
@@ -482,7 +495,9 @@ def _reason(outcome: Outcome) -> str:
 
 def _needs(setup: Setup) -> dict[str, float]:
     """What of a machine one worker takes: threads, and GPUs, for each process of its engine."""
-    cuda = setup.device.startswith("cuda") or (setup.device == "auto" and any("GPU" in node for node in _machines()))
+    # A cluster may have its GPUs later; who asks for vLLM on processors says so.
+    auto = setup.engine == "vllm" or any("GPU" in node for node in _machines())
+    cuda = setup.device.startswith("cuda") or (setup.device == "auto" and auto)
     processes = float(setup.tensor_parallel)
     return {"CPU": setup.threads * processes} | ({"GPU": processes} if cuda else {})
 
@@ -517,7 +532,7 @@ def _start(address: str | None, cpus: int) -> bool:
     if ray.is_initialized():
         return False
     if address is not None:
-        _require_answer(address)
+        require_answer(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -530,19 +545,32 @@ def _start(address: str | None, cpus: int) -> bool:
     return address is None
 
 
-def _require_answer(address: str) -> None:
-    """Ray itself would wait for minutes, and then end the process."""
+def require_answer(address: str) -> None:
+    """Raises InputError, within half a minute, where no Ray cluster answers at the address. Ray itself would wait for
+    minutes, and then end the process.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         if address == "auto":
             return
         raise InputError(f"--ray must be host:port, ray://host:port or auto, but got {address!r}.")
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS) as connection:
+            known = _is_ray(connection)
     except OSError as e:
         raise InputError(
             f"--ray must be the address of a running Ray cluster, but nobody answers at {address}: {e}."
         ) from e
+    if not known:
+        raise InputError(f"--ray must be the address of a running Ray cluster, but what answers at {address} is none.")
+
+
+def _is_ray(connection: socket.socket) -> bool:
+    """Whether the other end speaks as Ray does; unknown, and so believed, where all is encrypted."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True
+    connection.sendall(_GREETING)
+    return connection.recv(len(_SETTINGS))[3:4] == _SETTINGS[3:4]
 
 
 def _resources(setup: Setup) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def test_what_came_with_other_bits_is_not_the_study_s_checkpoint(server: Server,
 
     server.trouble = other_bits
     found = Checkpoint(Source(name="alpha", model=f"{server.url}/alpha"))
-    with pytest.raises(CheckpointError, match=r"what it was when the study began, but alpha \(.*\) has changed"):
+    with pytest.raises(CheckpointError, match="what it was when the study began, but alpha has changed"):
         found.require(began)
 
 
