@@ -26,6 +26,7 @@ from optimizer import verify as _verify
 from optimizer.baselines import starting_points
 from optimizer.board import Board
 from optimizer.compare import Comparison
+from optimizer.costs import add_spent
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing
 from optimizer.export import export_several, export_trial
@@ -450,6 +451,7 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         yield pool
     finally:
         pool.close()
+        add_spent(store, spec.study, pool.spent, pool.gpus)
 
 
 def _spec_of(study_file: str | Path | Spec) -> Spec:

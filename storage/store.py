@@ -325,11 +325,16 @@ class Store:
     def seconds(self, name: str) -> dict[str, float]:
         """Seconds that workers spent, by stage, added up over every measurement of any split."""
         found: Counter[str] = Counter()
-        with Session(self._engine) as session:
-            statement = sa.select(EvaluationRow.seconds).where(EvaluationRow.study_id == self._study_id(name))
-            for seconds in session.scalars(statement):
-                found.update(seconds)
+        for _, seconds in self.each_seconds(name):
+            found.update(seconds)
         return dict(found)
+
+    def each_seconds(self, name: str) -> list[tuple[str, Mapping[str, float]]]:
+        """Of every measurement its split, and what a worker spent on it by stage."""
+        statement = sa.select(EvaluationRow.split, EvaluationRow.seconds)
+        with Session(self._engine) as session:
+            rows = session.execute(statement.where(EvaluationRow.study_id == self._study_id(name)))
+            return [(split, seconds) for split, seconds in rows]
 
     def span(self, name: str) -> tuple[str, str] | None:
         """When the first and the last measurement of any split was kept, UTC in ISO 8601; None where there is none."""

@@ -50,7 +50,8 @@ _log = logging.getLogger(__name__)
 class _Slot:
     """A worker's place: the actor that is there now, and how it has done.
 
-    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere.
+    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere. ``since``
+    then it has been there.
     ``faults`` are trials it failed in a row, ``told`` is how many of the judges' new verdicts it has heard of.
     """
 
@@ -62,6 +63,7 @@ class _Slot:
     faults: set[object] = field(default_factory=set)
     since_canary: int = 0
     told: int = 0
+    since: float | None = None
 
     def __str__(self) -> str:
         return f"{self.machine}:{self.pid}"
@@ -131,6 +133,9 @@ class RayPool:
         self._told: Any = ray.put(setup)
         self._retired = ""
         self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
+        self._spent: Counter[str] = Counter()
+        self.gpus = _needs(setup).get("GPU", 0.0)
+        """How many GPUs each worker has."""
         self._grows = count is None
         self._most = min(most or _ENDLESS, count or _ENDLESS)
         for _ in range(min(max(_fitting(_needs(setup)), 1), self._most) if count is None else self._most):
@@ -176,12 +181,21 @@ class RayPool:
     def close(self) -> None:
         """Kill the actors; stop Ray if this pool started it."""
         for slot in self._slots:
-            ray.kill(slot.actor)
+            self._kill(slot)
         self._slots.clear()
         self._idle.clear()
         self._jobs.clear()
         if self._started:
             ray.shutdown()
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of workers that have ended, beside those of trials that were measured: ``opening`` their models, with
+        trials that ``failed`` or were lost, and ``idle``.
+        """
+        busy = ("opening", "failed", "measured")
+        idle = self._spent["alive"] - sum(self._spent[stage] for stage in busy)
+        return {"opening": self._spent["opening"], "failed": self._spent["failed"], "idle": max(idle, 0.0)}
 
     def process_ids(self) -> list[int]:
         """Process numbers of the workers on whatever machine they are; 0 for one that has no place yet."""
@@ -232,6 +246,16 @@ class RayPool:
 
     def _collect(self, ref: Any) -> Outcome | None:
         job = self._jobs.pop(ref)
+        placed, outcome = job.placed, self._outcome(job, ref)
+        if placed:
+            self._charge(job, outcome)
+        return outcome
+
+    def _charge(self, job: _Job, outcome: Outcome | None) -> None:
+        done = "measured" if isinstance(outcome, Measured) else "failed"
+        self._spent["opening" if job.assignment is None else done] += monotonic() - job.begun
+
+    def _outcome(self, job: _Job, ref: Any) -> Outcome | None:
         try:
             answer = ray.get(ref)
         except RayTaskError as e:
@@ -255,7 +279,7 @@ class RayPool:
 
     def _meet(self, slot: _Slot, contact: "_Contact") -> bool:
         """A worker that has a place now; whether it may stay there."""
-        slot.machine, slot.node, slot.pid = contact.machine, contact.node, contact.pid
+        slot.machine, slot.node, slot.pid, slot.since = contact.machine, contact.node, contact.pid, monotonic()
         if contact.code == code_version():
             return True
         self._retire(slot, f"workers must run the driver's {code_version()}, but {contact.machine} has {contact.code}")
@@ -328,8 +352,13 @@ class RayPool:
             return
         self._start_anew(slot)
 
-    def _start_anew(self, slot: _Slot) -> None:
+    def _kill(self, slot: _Slot) -> None:
         ray.kill(slot.actor)
+        self._spent["alive"] += 0.0 if slot.since is None else monotonic() - slot.since
+        slot.since = None
+
+    def _start_anew(self, slot: _Slot) -> None:
+        self._kill(slot)
         slot.actor = self._actor.remote()
         self._call(slot)
 
@@ -337,7 +366,7 @@ class RayPool:
         """Do without this place from now on."""
         self._retired = f"the worker {slot} is retired: {reason}"
         _log.error(self._retired)
-        ray.kill(slot.actor)
+        self._kill(slot)
         self._slots.remove(slot)
         if self._grows:  # who waits for a place would get the one that this has failed at
             self._grows = False
@@ -377,6 +406,7 @@ class RayPool:
 
     def _give_up(self, ref: Any) -> Outcome | None:
         job = self._jobs.pop(ref)
+        self._charge(job, None)
         if job.slot.pid:
             _end_stopped(job.slot)
         return self._replace(job, f"no answer from {job.slot} after {monotonic() - job.begun:.0f} s")
@@ -392,6 +422,7 @@ class RayPool:
             # What most of them say: one broken worker among several must not make the others look broken.
             self._reference = Counter(found).most_common(1)[0][0]
         for slot, answer in zip(slots, opened, strict=True):
+            self._spent["opening"] += 0.0 if slot.since is None else monotonic() - slot.since
             self._greet(slot, answer)
         self._require_workers()
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -249,6 +250,25 @@ def test_a_driver_elsewhere_that_is_not_heard_of_loses_its_study(store: Store, u
         connection.execute(sa.text("UPDATE mergefront_study SET held_until = held_until - 61"))
     other.hold("one", Holder.me())
     assert not store.renew("one")
+    assert other.renew("one")
+    other.close()
+
+
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_a_driver_whose_clock_differs_takes_no_study_from_another(
+    hours: int, store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holds run on the database's clock."""
+    true = time.time
+    store.hold("one", ELSEWHERE)
+    monkeypatch.setattr(time, "time", lambda: true() + hours * 3600)
+    other = Store.open(url)
+    with pytest.raises(StoreError, match="driven by process elsewhere:1"):
+        other.hold("one", Holder.me())
+    assert store.renew("one"), "the one that holds it still does"
+    store.release("one")
+    other.hold("one", Holder.me())
+    monkeypatch.setattr(time, "time", true)
     assert other.renew("one")
     other.close()
 

@@ -98,6 +98,8 @@ def test_a_killed_worker_costs_one_trial_and_that_trial_is_done_again(pool: RayP
     assert all(isinstance(o, Measured) for o in outcomes.values())
     assert len(pool.process_ids()) == 2
     assert victim not in pool.process_ids()
+    pool.close()
+    assert all(pool.spent[stage] > 0.0 for stage in ("opening", "failed", "idle"))
 
 
 @pytest.fixture
