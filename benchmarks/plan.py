@@ -10,6 +10,7 @@ with weights of its own, the first of every worker not counted. Figures are medi
 import argparse
 import json
 import random
+import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import product
@@ -58,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not directory.exists():
                 make_models(directory, SIZES[size], max(options.checkpoints))
             for count, items, workers in product(options.checkpoints, options.items, options.workers):
-                spec = study(directory, count, items, options)
-                table.add_row(size, str(count), str(items), str(workers), *row(spec, workers, options.trials))
+                cells = row(study(directory, count, items, options), workers, options.trials)
+                table.add_row(size, str(count), str(items), str(workers), *cells)
+                print(size, count, items, workers, *cells, file=sys.stderr, flush=True)
     Console(width=110).print(table)
 
 

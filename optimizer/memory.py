@@ -186,10 +186,12 @@ def vllm_ways(
     """
     dtype, processes = spec.workers.dtype, spec.workers.tensor_parallel
     longest = spec.workers.max_model_len or context_of(config)
-    for length in (n for n in (32768, 8192, 2048) if n < longest):
+    for length in (n for n in (32768, 16384, 8192, 4096, 2048, 1024) if n < longest):
         cache = Cache.of(config, dtype=dtype, processes=processes, longest=length)
         needs = Needs.of(like, cache, sources=sources, processes=processes)
-        yield Way(change=f"workers.max_model_len: {length}", needed=streamed_needs(needs, free), free=free)
+        if streamed_needs(needs, free) <= free:
+            yield Way(change=f"workers.max_model_len: {length}", needed=streamed_needs(needs, free), free=free)
+            break
     while (processes := 2 * processes) <= most:
         cache = Cache.of(config, dtype=dtype, processes=processes, longest=longest)
         needs = Needs.of(like, cache, sources=sources, processes=processes)

@@ -53,6 +53,9 @@ def test_a_trial_and_the_study_are_timed_by_running_one(spec: Spec) -> None:
     assert "items" in facts["a trial"]
     assert "8 trials on 1 workers" in facts["the study"]
     assert {"architecture", "stored as", "memory"} <= set(facts)
+    assert facts["a trial moves"].startswith(
+        f"{size_of(bytes_of(spec, 3))} read and {size_of(bytes_of(spec, 1))} written"
+    )
 
 
 def test_live_models_that_do_not_fit_are_refused_with_the_sizes(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +118,28 @@ def test_a_live_model_that_does_not_fit_on_the_gpu_is_refused(spec: Spec, on_gpu
     problem = on_gpu(spec, 1000).problem
     assert problem is not None
     assert problem.startswith("the live models must fit into memory, but they need 512.0 MiB")
+    assert problem.endswith("1,000 bytes is free."), "the buffers alone fit nowhere: there is no way out"
+
+
+def test_a_refusal_tells_the_cheapest_ways_out(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.placement.BUFFER", 0)
+        problem = on_gpu(spec, bytes_of(spec, 1)).problem
+    assert problem is not None
+    free = size_of(bytes_of(spec, 1))
+    ways = problem.partition("; ways out: ")[2]
+    assert ways.startswith(f"workers.dtype: bfloat16 ({size_of(bytes_of(spec, 1) * 0.6)} of {free}), ")
+    assert f"workers: {{engine: vllm, tensor_parallel: 2}} ({size_of(bytes_of(spec, 1) * 0.6)} of {free})" in ways
+    assert ways.count(" of ") == 3
+
+
+def test_fewer_workers_are_the_way_out_of_a_host_that_is_too_small(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_available_memory", lambda: bytes_of(spec, 2))
+    checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
+    problem = memory.memory_of(spec, checkpoints, device="cpu", workers=3).problem
+    assert problem is not None
+    needed = f"{size_of(bytes_of(spec, 2))} of {size_of(bytes_of(spec, 2))}"
+    assert f"; ways out: workers.count: 2 ({needed}), workers.dtype: bfloat16 (" in problem
 
 
 def test_what_slows_streaming_down_is_said(
