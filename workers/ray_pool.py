@@ -133,7 +133,7 @@ class RayPool:
         self._told: Any = ray.put(setup)
         self._retired = ""
         self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
-        self._spent: Counter[str] = Counter()
+        self._spent = dict.fromkeys(("alive", "opening", "measured", "failed"), 0.0)
         self.gpus = _needs(setup).get("GPU", 0.0)
         """How many GPUs each worker has."""
         self._grows = count is None
@@ -193,9 +193,8 @@ class RayPool:
         """Seconds of workers that have ended, beside those of trials that were measured: ``opening`` their models, with
         trials that ``failed`` or were lost, and ``idle``.
         """
-        busy = ("opening", "failed", "measured")
-        idle = self._spent["alive"] - sum(self._spent[stage] for stage in busy)
-        return {"opening": self._spent["opening"], "failed": self._spent["failed"], "idle": max(idle, 0.0)}
+        alive, opening, measured, failed = self._spent.values()
+        return {"opening": opening, "failed": failed, "idle": max(alive - opening - measured - failed, 0.0)}
 
     def process_ids(self) -> list[int]:
         """Process numbers of the workers on whatever machine they are; 0 for one that has no place yet."""

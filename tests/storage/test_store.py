@@ -387,6 +387,14 @@ def test_a_deleted_study_is_gone_and_its_name_is_free(store: Store) -> None:
     assert [e.data["trial"] for e in store.events("one", last)] == [0]
 
 
+def test_how_the_job_of_a_study_that_never_started_ended_can_still_be_asked(store: Store) -> None:
+    job = store.jobs.add("one", "launch", {}, "me")
+    store.delete("one", keep_jobs=True)
+    store.jobs.end(job.key, 2, "no worker could start")
+    assert store.studies() == []
+    assert store.jobs.latest()["one"].message == "no worker could start"
+
+
 def test_a_crash_between_the_halves_of_a_deletion_leaves_a_name_that_can_be_used(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
