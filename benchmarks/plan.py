@@ -4,7 +4,8 @@
 
 Families of random weights are made on the spot, in bfloat16. Half of the items are scored, half write eight tokens. A
 prediction comes from bandwidths and from a share of the items; measured are trials of real workers on a local Ray, each
-with weights of its own, the first of every worker not counted. Figures are medians.
+with weights of its own, the first of every worker not counted. Figures are medians. On a machine that has other work,
+``--processor`` counts seconds of the processor in place of the clock's, of one worker in this process.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
+from time import process_time
 
 import torch
 import yaml
@@ -26,13 +28,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from optimizer import bandwidths
 from optimizer.memory import memory_of
 from optimizer.prediction import Prediction, predict
 from optimizer.spec import Spec, load_spec
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
 from storage.records import Assignment, Measured
+from workers import transformers_engine, worker
+from workers.pool import LocalPool, Pool
 from workers.ray_pool import RayPool
+from workers.worker import Worker
 
 SIZES = {"tiny": (64, 128, 2, 2), "0.1B": (768, 2048, 8, 12), "0.4B": (1024, 4096, 24, 16)}
 WORDS = [f"w{i}" for i in range(2000)]
@@ -45,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--items", nargs="+", type=int, default=[50, 100])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--processor", action="store_true", help="count seconds of the processor; one worker")
     parser.add_argument("--dtype", default="float32", help="of the live model")
     parser.add_argument("--family", type=Path, help="where the models are kept; default: nowhere")
     parser.add_argument("--method", default="linear")
     parser.add_argument("--trials", type=int, default=3, help="counted trials of each worker")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.processor:
+        for module in (bandwidths, transformers_engine, worker):
+            vars(module)["perf_counter"] = process_time
     titles = ("swap predicted", "measured", "answers predicted", "measured", "trial off by")
     table = Table("family", "checkpoints", "items", "workers", *titles, title=f"{options.method}, {options.dtype}")
     with tempfile.TemporaryDirectory() as made:
@@ -58,16 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             directory = Path(options.family or made) / size
             if not directory.exists():
                 make_models(directory, SIZES[size], max(options.checkpoints))
-            for count, items, workers in product(options.checkpoints, options.items, options.workers):
+            for count, items, workers in product(
+                options.checkpoints, options.items, [0] if options.processor else options.workers
+            ):
                 cells = row(study(directory, count, items, options), workers, options.trials)
-                table.add_row(size, str(count), str(items), str(workers), *cells)
+                table.add_row(size, str(count), str(items), str(max(workers, 1)), *cells)
                 print(size, count, items, workers, *cells, file=sys.stderr, flush=True)
     Console(width=110).print(table)
 
 
 def row(spec: Spec, workers: int, count: int) -> list[str]:
-    """Predicted and measured seconds of a swap and of the answers, and how far the sum is off."""
-    predicted, measured = prediction(spec, workers), trials(spec, workers, count)
+    """Predicted and measured seconds of a swap and of the answers, and how far the sum is off; 0 workers: one here."""
+    predicted, measured = prediction(spec, max(workers, 1)), trials(spec, workers, count)
     swap, total = (median(m.seconds[s] for m in measured) for s in ("merge", "total"))
     answers = predicted.seconds["answers"]
     cells = [predicted.total - answers, swap, answers, total - swap]
@@ -84,7 +96,9 @@ def prediction(spec: Spec, workers: int) -> Prediction:
 
 def trials(spec: Spec, workers: int, count: int) -> list[Measured]:
     """What real trials take, without the first of every worker."""
-    pool = RayPool(spec.setup(device="cpu"), count=workers)
+    setup = spec.setup(device="cpu")
+    pool: Pool = RayPool(setup, count=workers) if workers else LocalPool(lambda: Worker(setup))
+    workers = max(workers, 1)
     rng, left, done = random.Random(0), workers * (count + 1), list[Measured]()
     names = [c.name for c in spec.checkpoints]
     try:
