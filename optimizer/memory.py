@@ -84,7 +84,7 @@ def _on_cpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
     )
     plan = Plan(model=sizes.model, read=sizes.read, own=each, mapped=sizes.sources, from_disk=sizes.read > left)
     ways = [*_fewer_workers(each, workers, sizes.host), *_finer(spec, each * workers, sizes.host)]
-    ways += [*_fewer_ranks(spec, sizes, workers)]
+    ways += [*_fewer_ranks(spec, sizes, sizes.model, workers)]
     return Memory(
         fact=fact,
         problem=_too_little(each * workers, sizes.host, ways),
@@ -120,7 +120,7 @@ def _on_gpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
     return Memory(
         fact=fact,
         problem=_too_little(found.needed, free, ways)
-        or _too_little(kept, sizes.host, _fewer_ranks(spec, sizes, workers)),
+        or _too_little(kept, sizes.host, _fewer_ranks(spec, sizes, 0, workers)),
         warnings=(*_streaming(spec, sizes, free), *_reselecting(spec), *_from_disk(sizes, sizes.host - kept)),
         plan=plan,
     )
@@ -159,12 +159,14 @@ def _on_vllm(spec: Spec, checkpoints: Mapping[str, Checkpoint], sizes: _Sizes, d
     except InputError as e:
         ways = ways_out(vllm_ways(config, like, spec, sources=sizes.sources, free=free))
         return Memory(fact=f"{size_of(free)} free on a GPU", problem=str(e).rstrip(".") + ways + ".")
-    where = "resident" if found.resident else f"streamed from the host, up to {size_of(sizes.read)} a trial and GPU"
+    pinned = 0 if found.resident else 2 * BUFFER
+    through = f"streamed from the host through {size_of(pinned)} of pinned memory, up to {size_of(sizes.read)} a trial"
+    where = "resident" if found.resident else f"{through}, on each GPU"
     plan = Plan(
         model=sizes.model,
         read=sizes.read,
         on_gpu=sizes.model + (processes * sizes.sources if found.resident else 0),
-        pinned=0 if found.resident else 2 * BUFFER * processes,
+        pinned=pinned * processes,
         mapped=0 if found.resident else sizes.sources,
         from_disk=not found.resident and sizes.read > sizes.host,
     )
@@ -212,16 +214,16 @@ def _finer(spec: Spec, needed: int, free: int, model: int | None = None) -> Iter
         )
 
 
-def _fewer_ranks(spec: Spec, sizes: _Sizes, workers: int) -> Iterator[Way]:
-    """della keeps ranks of each checkpoint: fewer of them, or none without della."""
+def _fewer_ranks(spec: Spec, sizes: _Sizes, model: int, workers: int) -> Iterator[Way]:
+    """della keeps ranks of each checkpoint: of fewer, or of none. ``model`` is what of live weights the host holds."""
+    if not sizes.ranks:
+        return
     count = len(spec.checkpoints)
-    if sizes.ranks:
-        for kept in range(count - 1, 1, -1):
-            needed = (sizes.model + sizes.ranks * kept // count) * workers
-            if needed <= sizes.host:
-                yield Way(change=f"{kept} checkpoints", needed=needed, free=sizes.host)
-                break
-        yield Way(change="another method than della", needed=sizes.model * workers, free=sizes.host)
+    needs = {kept: (model + sizes.ranks * kept // count) * workers for kept in range(count - 1, 1, -1)}
+    most = next((kept for kept, needed in needs.items() if needed <= sizes.host), None)
+    if most is not None:
+        yield Way(change=f"{most} checkpoints", needed=needs[most], free=sizes.host)
+    yield Way(change="another method than della", needed=model * workers, free=sizes.host)
 
 
 def _over_more_gpus(sizes: _Sizes, free: int) -> Iterator[Way]:

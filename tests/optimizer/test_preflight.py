@@ -84,6 +84,34 @@ def bytes_of(spec: Spec, count: int) -> int:
     return count * 4 * flat(spec.base).numel()
 
 
+@pytest.mark.parametrize("gpu", [80 << 30, (1 << 29) + (1 << 28), 1 << 28])
+def test_a_vllm_engine_is_resident_streamed_or_refused_by_what_its_gpus_have(
+    gpu: int, study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = {"engine": "vllm", "device": "cuda", "tensor_parallel": 2, "dtype": "float32"}
+    spec = load_spec(study_file(workers=workers))
+    sources = 3 << 28 if gpu < 1 << 30 else bytes_of(spec, 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (gpu, gpu))
+    monkeypatch.setattr(Checkpoint, "nbytes", sources // 4)
+    checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
+    found = memory.memory_of(spec, checkpoints, device="cuda", workers=1)
+    if gpu == 1 << 28:
+        assert found.problem is not None
+        assert found.problem.startswith("a vLLM engine must fit into its GPU's memory, but it needs 0.5 GiB")
+        assert found.plan is None
+        return
+    assert found.problem is None
+    assert found.plan is not None
+    model = bytes_of(spec, 1)
+    if gpu == 80 << 30:
+        assert found.fact.endswith("resident")
+        assert (found.plan.on_gpu, found.plan.pinned, found.plan.mapped) == (model + 2 * sources, 0, 0)
+    else:
+        assert f"streamed from the host through {size_of(1 << 29)} of pinned memory" in found.fact
+        assert (found.plan.on_gpu, found.plan.pinned, found.plan.mapped) == (model, 2 << 29, sources)
+
+
 def test_a_family_that_fits_on_the_gpu_is_resident(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
     found = on_gpu(spec, 1 << 30)
     assert found.problem is None
@@ -154,7 +182,10 @@ def test_what_slows_streaming_down_is_said(
         assert on_gpu(fixed, gpu).warnings == ()
         della = load_spec(study_file(search_space={"method": "della", "density": 0.5}))
         assert "of ranks that della keeps" in on_gpu(della, gpu).fact
-        assert on_gpu(della, gpu, host=1000).problem is not None
+        problem = on_gpu(della, gpu, host=bytes_of(della, 4)).problem  # two workers keep six times the model, of three
+        assert problem is not None
+        of = size_of(bytes_of(della, 4))
+        assert f"ways out: 2 checkpoints ({of} of {of}), another method than della (0 bytes of {of})." in problem
     assert selecting == (
         "checkpoints are streamed, so ties with a searched density selects its thresholds on the host in every trial: "
         "a fixed density does so once."
