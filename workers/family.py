@@ -37,8 +37,9 @@ class Family:
             network may bring something else, and a file may have been replaced.
         """
         checkpoints = {source.name: Checkpoint(source, self.files.get(source.name)) for source in self.sources}
-        for name in checkpoints.keys() & self.fingerprints.keys():
-            checkpoints[name].require(self.fingerprints[name])
+        for name, checkpoint in checkpoints.items():
+            if name in self.fingerprints:
+                checkpoint.require(self.fingerprints[name])
         return checkpoints
 
     def merger(self, tensors: Mapping[str, Tensors]) -> Merger:
