@@ -12,11 +12,11 @@ directory. Wrong input raises :class:`search_spaces.errors.InputError`: its mess
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimizer import compare as _compare
 from optimizer import hub, loop
@@ -26,6 +26,7 @@ from optimizer import verify as _verify
 from optimizer.baselines import starting_points
 from optimizer.board import Board
 from optimizer.compare import Comparison
+from optimizer.costs import add_spent
 from optimizer.database import open_store, studies
 from optimizer.driver import holding, pausing, telling
 from optimizer.export import check_target, export_several, export_trial
@@ -50,6 +51,7 @@ from optimizer.watcher import NOBODY, Watcher
 from optimizer.why import Why, of_study
 from search_spaces.errors import InputError
 from storage.errors import StoreError
+from storage.file_records import FileRecord, FileRecords
 from storage.records import FURTHER, SPLITS, Failed, Outcome
 from storage.store import Store
 from workers.canary import Proof
@@ -89,6 +91,8 @@ __all__ = [
 ]
 
 _PROOF = "verify_swap"
+_FILES = "files"
+"""The study's note of what its checkpoints' files were when it began."""
 
 
 class StudyFailed(Exception):  # noqa: N818 (it is the study that failed)
@@ -131,6 +135,7 @@ def launch(
     spec = _spec_of(study_file)
     planned = _positive(trials, spec.search.trials)
     _check_sampler(spec)
+    _require_answer(ray)
     with open_store(storage, create=True) as store:
         if spec.study in {s.name for s in store.studies()}:
             raise StoreError(
@@ -142,19 +147,36 @@ def launch(
             raise InputError("\n".join(report.problems))
         for warning in report.warnings:
             _log.warning(warning)
-        _create(store, spec, planned, dict(report.fingerprints))
-        with holding(store, spec.study):
+        _create(store, spec, planned, report)
+        with _else(lambda: _forget(store, spec.study)), holding(store, spec.study):
             _run(store, spec.study, ray, watcher)
     return spec.study
 
 
-def _create(store: Store, spec: Spec, planned: int, fingerprints: dict[str, str]) -> None:
+@contextmanager
+def _else(undo: Callable[[], None]) -> Iterator[None]:
+    """Where workers cannot start on the input, nothing has been spent, and nothing half-started stays behind."""
+    try:
+        yield
+    except InputError:
+        undo()
+        raise
+
+
+def _forget(store: Store, name: str) -> None:
+    if not (store.measured(name) or store.failures(name)):
+        store.delete(name, keep_jobs=True)
+
+
+def _create(store: Store, spec: Spec, planned: int, report: _preflight.Report) -> None:
     """Write a new study with what must be known of it later, and what it starts from."""
+    fingerprints = dict(report.fingerprints)
     items = items_of(spec)
     record = study_record(spec, trials=planned, fingerprints=fingerprints)
     start = warm_start(store, spec, record, items, planned=planned)
     create_study(store, spec, trials=planned, fingerprints=fingerprints)
     store.note(spec.study, ITEMS, items)
+    store.note(spec.study, _FILES, _to_notes(report.files))
     if start is not None:
         store.note(spec.study, NOTE, start.to_json())
         _log.warning("%s", start.to_text())
@@ -173,10 +195,12 @@ def resume(
         raise InputError(f"--trials must be the number of trials to add, but got {trials}.")
     with open_store(storage) as store:
         record = store.study(study)
+        _require_answer(ray)
         _check_fingerprints(store, study)
         with holding(store, study):
             store.set_planned(study, record.planned + trials)
-            _run(store, study, ray, watcher)
+            with _else(lambda: store.set_planned(study, record.planned)):
+                _run(store, study, ray, watcher)
 
 
 def front(study: str, *, storage: str | None = None) -> Results:
@@ -439,6 +463,14 @@ def _run(store: Store, name: str, ray: str | None, watcher: Watcher) -> None:
         )
 
 
+def _require_answer(ray: str | None) -> None:
+    """Whether there is a cluster, before anything is written down."""
+    if ray is not None:
+        from workers.ray_pool import require_answer
+
+        require_answer(ray)
+
+
 @contextmanager
 def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Iterator[Pool]:
     from workers.ray_pool import RayPool  # Ray takes a second to import: only what runs trials pays it
@@ -457,6 +489,7 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         spec.setup(device=device),
         verdicts=store.verdicts() if spec.judged else {},
         fingerprints=store.study(spec.study).fingerprints,
+        files=_from_notes(store.notes(spec.study)),
     )
     # An engine that is swapped by another program's code is held against a fresh one, once a study.
     prove = _verify.verify_swap if spec.workers.engine == "vllm" and _PROOF not in store.notes(spec.study) else None
@@ -471,6 +504,7 @@ def _workers(store: Store, spec: Spec, ray: str | None, watcher: Watcher) -> Ite
         yield pool
     finally:
         pool.close()
+        add_spent(store, spec.study, pool.spent, pool.gpus)
 
 
 def _spec_of(study_file: str | Path | Spec) -> Spec:
@@ -498,12 +532,24 @@ def _range_text(maximise: bool, bounds: tuple[float, float] | None) -> str:
 
 
 def _check_fingerprints(store: Store, study: str) -> None:
-    """A study goes on only with the checkpoints that it began with."""
+    """A study goes on only with the checkpoints that it began with. Every file is read."""
     from storage.checkpoints import Checkpoint
 
-    record = store.study(study)
+    record, began = store.study(study), _from_notes(store.notes(study))
     for source in from_document(dict(record.spec)).sources:
-        Checkpoint(source).require(record.fingerprints[source.name])
+        Checkpoint(source).require(record.fingerprints[source.name], began.get(source.name))
+
+
+def _to_notes(files: Mapping[str, FileRecords]) -> dict[str, Any]:
+    return {name: {file: r.to_json() for file, r in records.items()} for name, records in files.items()}
+
+
+def _from_notes(notes: Mapping[str, Any]) -> dict[str, FileRecords]:
+    """Empty for a study that an older version began."""
+    return {
+        name: {file: FileRecord(**record) for file, record in records.items()}
+        for name, records in notes.get(_FILES, {}).items()
+    }
 
 
 def _positive(trials: int | None, default: int) -> int:

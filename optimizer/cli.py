@@ -117,11 +117,15 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _studies(options: argparse.Namespace) -> int:
-    from optimizer.database import studies
+    from optimizer.costs import costs
+    from optimizer.database import open_store, studies
 
     found = studies(storage=options.storage)
     if options.format == "json":
-        print(json.dumps([asdict(s) for s in found], indent=2))
+        with open_store(options.storage) as store:
+            print(
+                json.dumps([asdict(s) | {"costs": [asdict(c) for c in costs(store, s.name)]} for s in found], indent=2)
+            )
         return 0
     show(_studies_table(found))
     return 0

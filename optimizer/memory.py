@@ -1,29 +1,35 @@
 """What a study needs of memory, on the host and on each GPU, against what there is."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 
+from optimizer.bandwidths import reads_base
+from optimizer.planner import Plan, Way, size_of, ways_out
 from optimizer.spec import BASE, Spec
 from search_spaces.errors import InputError
-from search_spaces.methods import CATALOGUE
 from storage.checkpoints import Checkpoint
-from workers.placement import place
-from workers.transformers_engine import empty_weights
-from workers.vllm_plan import Cache, Needs, plan_gpu
+from workers.placement import BUFFER, place
+from workers.transformers_engine import context_of, empty_weights
+from workers.vllm_plan import Cache, Needs, plan_gpu, streamed_needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """In words: what is needed and had, why it cannot be, and what will be slow."""
+    """In words: what is needed and had, why it cannot be, and what will be slow; and one worker's plan in bytes, None
+    where it cannot be known here.
+    """
 
     fact: str
     problem: str | None = None
     warnings: tuple[str, ...] = ()
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +58,13 @@ def memory_of(spec: Spec, checkpoints: Mapping[str, Checkpoint], *, device: str,
             fact=f"live model {size_of(sizes.model)}, checkpoints {size_of(sizes.sources)}; there is no GPU here to "
             "measure: each worker finds out whether they fit on its own"
         )
-    return _on_gpu(spec, sizes, workers) if device == "cuda" else _on_cpu(sizes, workers)
-
-
-def size_of(count: float) -> str:
-    """Bytes as a reader likes them."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
+    return _on_gpu(spec, sizes, workers) if device == "cuda" else _on_cpu(spec, sizes, workers)
 
 
 def _sizes(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> _Sizes:
     base = checkpoints[BASE].tensors.values()
     methods, names = spec.search_space.methods, [c.name for c in spec.checkpoints]
-    with_base = any(CATALOGUE[method].drawn != "simplex" for method in methods)
+    with_base = any(reads_base(method) for method in methods)
     floats = sum(t.numel() for t in base if t.is_floating_point())
     return _Sizes(
         model=sum(t.numel() for t in base) * getattr(torch, spec.workers.dtype).itemsize,
@@ -78,14 +75,21 @@ def _sizes(spec: Spec, checkpoints: Mapping[str, Checkpoint]) -> _Sizes:
     )
 
 
-def _on_cpu(sizes: _Sizes, workers: int) -> Memory:
-    needed = (sizes.model + sizes.ranks) * workers
+def _on_cpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
+    each = sizes.model + sizes.ranks
+    left = sizes.host - each * workers
     fact = (
         f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes)}; checkpoints "
         f"{size_of(sizes.sources)} mapped once, shared by all workers; available {size_of(sizes.host)}"
     )
+    plan = Plan(model=sizes.model, read=sizes.read, own=each, mapped=sizes.sources, from_disk=sizes.read > left)
+    ways = [*_fewer_workers(each, workers, sizes.host), *_finer(spec, each * workers, sizes.host)]
+    ways += [*_fewer_ranks(spec, sizes, sizes.model, workers)]
     return Memory(
-        fact=fact, problem=_too_little(needed, sizes.host), warnings=tuple(_from_disk(sizes, sizes.host - needed))
+        fact=fact,
+        problem=_too_little(each * workers, sizes.host, ways),
+        warnings=tuple(_from_disk(sizes, left)),
+        plan=plan,
     )
 
 
@@ -93,15 +97,32 @@ def _on_gpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
     free = _free_on_gpu()
     found = place(model=sizes.model, sources=sizes.sources, free=free)
     start = f"{size_of(found.needed)} of {size_of(free)} on each GPU: live model {size_of(sizes.model)}"
+    ways = [*_finer(spec, found.needed, free, sizes.model), *_over_more_gpus(sizes, free)]
     if found.resident:
         fact = f"{start}, checkpoints {size_of(sizes.sources)} resident, room for forward passes"
-        return Memory(fact=fact, problem=_too_little(found.needed, free))
+        plan = Plan(model=sizes.model, read=sizes.read, on_gpu=sizes.model + sizes.sources)
+        return Memory(fact=fact, problem=_too_little(found.needed, free, ways), plan=plan)
     kept = sizes.ranks * workers
+    plan = Plan(
+        model=sizes.model,
+        read=sizes.read,
+        on_gpu=sizes.model,
+        pinned=2 * BUFFER,
+        own=sizes.ranks,
+        mapped=sizes.sources,
+        from_disk=sizes.read > sizes.host - kept - 2 * BUFFER * workers,
+    )
+    fact = (
+        f"{start}, buffers, room for forward passes; the checkpoints ({size_of(sizes.sources)}) do not fit beside "
+        f"it and are streamed from the host through {size_of(plan.pinned)} of pinned memory, up to "
+        f"{size_of(sizes.read)} a trial{_with_ranks(sizes)}"
+    )
     return Memory(
-        fact=f"{start}, buffers, room for forward passes; the checkpoints ({size_of(sizes.sources)}) do not fit beside "
-        f"it and are streamed from the host, up to {size_of(sizes.read)} a trial{_with_ranks(sizes)}",
-        problem=_too_little(found.needed, free) or _too_little(kept, sizes.host),
-        warnings=(*_reselecting(spec), *_from_disk(sizes, sizes.host - kept)),
+        fact=fact,
+        problem=_too_little(found.needed, free, ways)
+        or _too_little(kept, sizes.host, _fewer_ranks(spec, sizes, 0, workers)),
+        warnings=(*_streaming(spec, sizes, free), *_reselecting(spec), *_from_disk(sizes, sizes.host - kept)),
+        plan=plan,
     )
 
 
@@ -111,30 +132,133 @@ def _on_vllm(spec: Spec, checkpoints: Mapping[str, Checkpoint], sizes: _Sizes, d
     cache = Cache.of(config, dtype=spec.workers.dtype, processes=processes, longest=spec.workers.max_model_len)
     if device == "cpu":
         kept = cache.on_host * processes
-        needed = (sizes.model + sizes.ranks + kept) * workers
+        each = sizes.model + sizes.ranks + kept
+        needed = each * workers
         fact = (
             f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes)}, {size_of(kept)} for "
             f"keys and values; checkpoints {size_of(sizes.sources)} mapped once; available {size_of(sizes.host)}"
         )
-        return Memory(fact=fact, problem=_too_little(needed, sizes.host))
+        plan = Plan(
+            model=sizes.model,
+            read=sizes.read,
+            own=each,
+            mapped=sizes.sources,
+            from_disk=sizes.read > sizes.host - needed,
+        )
+        return Memory(
+            fact=fact,
+            problem=_too_little(needed, sizes.host, [*_fewer_workers(each, workers, sizes.host)]),
+            warnings=tuple(_from_disk(sizes, sizes.host - needed)),
+            plan=plan,
+        )
     like = empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code)
     needs = Needs.of(like, cache, sources=sizes.sources, processes=processes)
     free, total = torch.cuda.mem_get_info()
     try:
-        plan = plan_gpu(needs, total=total, free=free)
+        found = plan_gpu(needs, total=total, free=free)
     except InputError as e:
-        return Memory(fact=f"{size_of(free)} free on a GPU", problem=str(e))
-    where = "resident" if plan.resident else "streamed from the host"
+        ways = ways_out(vllm_ways(config, like, spec, sources=sizes.sources, free=free))
+        return Memory(fact=f"{size_of(free)} free on a GPU", problem=str(e).rstrip(".") + ways + ".")
+    pinned = 0 if found.resident else 2 * BUFFER
+    through = f"streamed from the host through {size_of(pinned)} of pinned memory, up to {size_of(sizes.read)} a trial"
+    where = "resident" if found.resident else f"{through}, on each GPU"
+    plan = Plan(
+        model=sizes.model,
+        read=sizes.read,
+        on_gpu=sizes.model + (processes * sizes.sources if found.resident else 0),
+        pinned=pinned * processes,
+        mapped=0 if found.resident else sizes.sources,
+        from_disk=not found.resident and sizes.read > sizes.host,
+    )
     return Memory(
-        fact=f"{plan.utilization:.0%} of each GPU for vLLM: {size_of(needs.model)} of the model, keys and values; "
-        f"checkpoints {size_of(sizes.sources)} {where}"
+        fact=f"{found.utilization:.0%} of each GPU for vLLM: {size_of(needs.model)} of the model, keys and values; "
+        f"checkpoints {size_of(sizes.sources)} {where}",
+        warnings=() if found.resident else tuple(_from_disk(sizes, sizes.host)),
+        plan=plan,
     )
 
 
-def _too_little(needed: int, available: int) -> str | None:
+def vllm_ways(
+    config: Any, like: Mapping[str, Tensor], spec: Spec, *, sources: int, free: int, most: int = 8
+) -> Iterator[Way]:
+    """What would make one process of a vLLM engine fit into ``free`` bytes: shorter texts, then more GPUs.
+
+    Args:
+        most: GPUs of one machine.
+    """
+    dtype, processes = spec.workers.dtype, spec.workers.tensor_parallel
+    longest = spec.workers.max_model_len or context_of(config)
+    for length in (n for n in (32768, 16384, 8192, 4096, 2048, 1024) if n < longest):
+        cache = Cache.of(config, dtype=dtype, processes=processes, longest=length)
+        needs = Needs.of(like, cache, sources=sources, processes=processes)
+        if streamed_needs(needs, free) <= free:
+            yield Way(change=f"workers.max_model_len: {length}", needed=streamed_needs(needs, free), free=free)
+            break
+    while (processes := 2 * processes) <= most:
+        cache = Cache.of(config, dtype=dtype, processes=processes, longest=longest)
+        needs = Needs.of(like, cache, sources=sources, processes=processes)
+        yield Way(change=f"workers.tensor_parallel: {processes}", needed=streamed_needs(needs, free), free=free)
+
+
+def _fewer_workers(each: int, workers: int, free: int) -> Iterator[Way]:
+    fitting = min(free // each, workers - 1)
+    if fitting > 0:
+        yield Way(change=f"workers.count: {fitting}", needed=each * fitting, free=free)
+
+
+def _finer(spec: Spec, needed: int, free: int, model: int | None = None) -> Iterator[Way]:
+    """Half the bytes a weight; ``model`` is what of the needed bytes the live weights are, all of them by default."""
+    if spec.workers.dtype == "float32":
+        yield Way(
+            change="workers.dtype: bfloat16", needed=needed - (needed if model is None else model) // 2, free=free
+        )
+
+
+def _fewer_ranks(spec: Spec, sizes: _Sizes, model: int, workers: int) -> Iterator[Way]:
+    """della keeps ranks of each checkpoint: of fewer, or of none. ``model`` is what of live weights the host holds."""
+    if not sizes.ranks:
+        return
+    count = len(spec.checkpoints)
+    needs = {kept: (model + sizes.ranks * kept // count) * workers for kept in range(count - 1, 1, -1)}
+    most = next((kept for kept, needed in needs.items() if needed <= sizes.host), None)
+    if most is not None:
+        yield Way(change=f"{most} checkpoints", needed=needs[most], free=sizes.host)
+    yield Way(change="another method than della", needed=model * workers, free=sizes.host)
+
+
+def _over_more_gpus(sizes: _Sizes, free: int) -> Iterator[Way]:
+    """vLLM can spread a model, transformers cannot; keys and values come on top."""
+    for processes in (2, 4, 8):
+        needed = place(model=sizes.model // processes, sources=sizes.sources, free=free).needed
+        yield Way(change=f"workers: {{engine: vllm, tensor_parallel: {processes}}}", needed=needed, free=free)
+
+
+def _streaming(spec: Spec, sizes: _Sizes, free: int) -> Iterator[str]:
+    """How few checkpoints would be resident, where all are streamed."""
+    each = sizes.sources // (1 + len(spec.checkpoints) + len(spec.references))
+    fitting = next(
+        (n for n in range(len(spec.checkpoints) - 1, 1, -1) if _all_fit(sizes.model, each * (n + 1), free)), 0
+    )
+    if fitting:
+        needed = place(model=sizes.model, sources=each * (fitting + 1), free=free).needed
+        yield (
+            f"checkpoints are streamed, up to {size_of(sizes.read)} a trial; base and {fitting} checkpoints would be "
+            f"resident ({size_of(needed)} of {size_of(free)})."
+        )
+
+
+def _all_fit(model: int, sources: int, free: int) -> bool:
+    found = place(model=model, sources=sources, free=free)
+    return found.resident and found.fits
+
+
+def _too_little(needed: int, available: int, ways: Iterable[Way]) -> str | None:
     if needed <= available:
         return None
-    return f"the live models must fit into memory, but they need {size_of(needed)} and {size_of(available)} is free."
+    return (
+        f"the live models must fit into memory, but they need {size_of(needed)} and {size_of(available)} is "
+        f"free{ways_out(ways)}."
+    )
 
 
 def _with_ranks(sizes: _Sizes) -> str:

@@ -20,19 +20,20 @@ from optimizer.family import (
     warnings_of,
 )
 from optimizer.memory import memory_of
+from optimizer.planner import Plan, size_of
+from optimizer.prediction import predict
 from optimizer.spec import BASE, Spec
 from search_spaces.errors import InputError
 from search_spaces.methods import takers
 from storage.checkpoints import Checkpoint
-from storage.records import Assignment, Failed
+from storage.file_records import FileRecords
 from workers.chat_templates import template_problem
 from workers.prompts import load_tokenizer
 from workers.setup import ObjectivePlan
 from workers.suites import Item, Prompt
-from workers.worker import Worker, pick_device
+from workers.worker import pick_device
 
 _PROBES = 50
-_TIMED_ITEMS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Report:
     facts: Mapping[str, str] = field(default_factory=dict)
     vectors: Vectors | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FileRecords] = field(default_factory=dict)
 
 
 def check(spec: Spec, *, timed: bool, progress: Progress) -> Report:
@@ -65,8 +67,8 @@ def check(spec: Spec, *, timed: bool, progress: Progress) -> Report:
     memory = memory_of(spec, checkpoints, device=pick_device(spec.workers.device), workers=worker_count(spec))
     facts = facts_of(checkpoints) | {"memory": memory.fact}
     problems = [] if memory.problem is None else [memory.problem]
-    if timed and not problems:
-        timing, problems = _timing(spec, progress)
+    if timed and not problems and memory.plan is not None:
+        timing, problems = _timing(spec, checkpoints, memory.plan, progress)
         facts |= timing
     return Report(
         problems=tuple(problems),
@@ -81,6 +83,7 @@ def check(spec: Spec, *, timed: bool, progress: Progress) -> Report:
         facts=facts,
         vectors=vectors,
         fingerprints=_fingerprints(checkpoints, progress),
+        files={name: checkpoint.records for name, checkpoint in checkpoints.items()},
     )
 
 
@@ -178,38 +181,22 @@ def _check_weights(plan: ObjectivePlan, languages: set[str], split: str) -> None
         )
 
 
-def _timing(spec: Spec, progress: Progress) -> tuple[dict[str, str], list[str]]:
-    """Measure the uniform merge on a few items and reckon up a trial and the study."""
-    few = _TIMED_ITEMS
-    asked = spec.search.evaluation.items
-    small = spec.search.evaluation.model_copy(update={"items": min(few, asked or few)})
-    setup = spec.model_copy(update={"search": spec.search.model_copy(update={"evaluation": small})}).setup(
-        device=spec.workers.device
-    )
-    threads = torch.get_num_threads()
-    progress("one trial", 0, 1)
-    try:
-        worker = Worker(setup)
-        start = Assignment(number=0, recipe=starting_points(spec)[0].recipe)
-        worker.run(start)  # the first trial warms up and prepares what later ones reuse
-        outcome = worker.run(start)
-    finally:
-        torch.set_num_threads(threads)
-    progress("one trial", 1, 1)
-    if isinstance(outcome, Failed):
-        return {}, [f"the uniform merge must be measurable, but it failed: {outcome.reason}"]
-    items = sum(
-        len(s.items)
-        for plan in spec.setup(device="cpu").objectives
-        if not plan.watched
-        for s in plan.load()["search"].suites
-    )
-    measured = sum(len(m.ids) for m in outcome.marks.values())
-    trial = outcome.seconds["merge"] + (outcome.seconds["total"] - outcome.seconds["merge"]) * items / measured
+def _timing(
+    spec: Spec, checkpoints: Mapping[str, Checkpoint], plan: Plan, progress: Progress
+) -> tuple[dict[str, str], list[str]]:
+    """What a trial moves, and how long it and the study will take."""
     workers = worker_count(spec)
-    study = trial * spec.search.trials / workers
+    try:
+        found = predict(spec, checkpoints, plan, workers=workers, progress=progress)
+    except InputError as e:
+        return {}, [str(e)]
+    study = found.total * spec.search.trials / workers
+    disk = "" if found.rates.disk is None else f", the disk {size_of(found.rates.disk)}/s"
+    swap = found.total - found.seconds["answers"]
     return {
-        "a trial": f"about {_duration(trial)} for {items} items, {_duration(outcome.seconds['merge'])} of it the merge",
+        "a trial moves": f"{size_of(plan.read)} read and {size_of(plan.model)} written, measured at "
+        f"{size_of(found.rates.merge)}/s; digest {size_of(found.rates.digest)}/s{disk}",
+        "a trial": f"about {_duration(found.total)} for {found.items} items, {_duration(swap)} of it the merge",
         "the study": f"about {_duration(study)} of measuring for {spec.search.trials} trials on {workers} workers",
     }, []
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import xxhash
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from storage.adapters import apply_adapter
 from storage.errors import CheckpointError
-from storage.files import file_digest
+from storage.file_records import FileRecord, FileRecords, Stamps
 from storage.model_directory import CODE, INDEX, WANTED, check_files, read_json, weight_files
 from storage.staging import is_url, stage
 from storage.tensor_files import open_tensors
@@ -53,8 +53,12 @@ class Checkpoint:
     process of a machine shares the pages.
     """
 
-    def __init__(self, source: Source) -> None:
-        """Open it; raises CheckpointError with the file that is missing, foreign or broken."""
+    def __init__(self, source: Source, known: FileRecords | None = None) -> None:
+        """Open it; raises CheckpointError with the file that is missing, foreign or broken.
+
+        Args:
+            known: what its files were when the study began; those that look the same need not be read for it.
+        """
         self.name = source.name
         self.trust_remote_code = source.trust_remote_code
         self.path = locate(source.model, code=source.trust_remote_code)
@@ -64,6 +68,9 @@ class Checkpoint:
             _check_code(self.path, self.config)
         files = weight_files(self.path)
         self._files = list(files)
+        self._known = known or {}
+        self._paths = self._identifying()
+        self._stamps = Stamps(self._paths)
         self.tensors: Mapping[str, Tensor] = _open(files)
         _check_layers(self.path, self.config, len(self.tensors))
         if self.adapter is not None:
@@ -85,23 +92,53 @@ class Checkpoint:
         return sorted(self.path.rglob(CODE)) if self.trust_remote_code else []
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Digest (hex) of every weight file's content, of the config and of the code that may run: what identifies
-        this checkpoint.
+    def records(self) -> FileRecords:
+        """Of each file that identifies this checkpoint: of its weights, of an adapter, and of the code that may run.
+
+        What is not known already is read.
         """
+        return {name: FileRecord.of(path, self._known.get(name)) for name, path in self._paths.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest (hex) of the content of these files and of the config: what identifies this checkpoint."""
         digest = xxhash.xxh3_128()
-        for path in [*self._files, *(_adapter_files(self.adapter) if self.adapter else ()), *self.code]:
-            digest.update(path.name.encode())
-            digest.update(bytes.fromhex(file_digest(path)))
+        for name, record in self.records.items():
+            digest.update(Path(name).name.encode())
+            digest.update(bytes.fromhex(record.digest))
         digest.update(json.dumps(self.config, sort_keys=True).encode())
         return digest.hexdigest()
 
-    def require(self, fingerprint: str) -> None:
-        """Raises CheckpointError where the content is not that of this fingerprint."""
-        if self.fingerprint != fingerprint:
-            raise CheckpointError(
-                f"a checkpoint must be what it was when the study began, but {self.name} ({self.path}) has changed."
-            )
+    def require(self, fingerprint: str, began: FileRecords | None = None) -> None:
+        """Raises CheckpointError where the content is not that of this fingerprint.
+
+        Args:
+            began: what its files were then, where that is known, to name the one that has changed.
+        """
+        if self.fingerprint == fingerprint:
+            return
+        began = self._known if began is None else began
+        changed = [n for n, record in self.records.items() if n in began and record.digest != began[n].digest]
+        self._refuse(self._paths[changed[0]] if changed else self.path)
+
+    def require_untouched(self) -> None:
+        """Raises CheckpointError where a file is not the one any more that was opened. It costs a look at each file's
+        stamps, so that it can be asked in every trial.
+        """
+        changed = self._stamps.changed(self._known)
+        if changed is not None:
+            self._refuse(changed)
+
+    def _refuse(self, path: Path) -> NoReturn:
+        raise CheckpointError(
+            f"a checkpoint must be what it was when the study began, but {self.name} has changed: {path}."
+        )
+
+    def _identifying(self) -> dict[str, Path]:
+        """Its files by their names, those of subdirectories with their way there."""
+        own = {str(path.relative_to(self.path)): path for path in (*self._files, *self.code)}
+        adapter = _adapter_files(self.adapter) if self.adapter else []
+        return own | {path.name: path for path in adapter}
 
 
 def locate(model: str, *, code: bool = False) -> Path:

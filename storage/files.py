@@ -89,16 +89,15 @@ def whole_new_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def no_room_named(target: Path) -> Iterator[None]:
-    """Turns the ways in which a system says that nothing more can be written into NoRoom."""
+def no_room_named(target: Path, left: str = "nothing is left of it") -> Iterator[None]:
+    """Turns the ways in which a system says that nothing more can be written into NoRoom, which says what is left."""
     try:
         yield
     except OSError as e:
         if e.errno not in _FULL:
             raise
         raise NoRoom(
-            f"the disk must have room for {target}, but it ran full while it was written ({e.strerror}); "
-            "nothing is left of it."
+            f"the disk must have room for {target}, but it ran full while it was written ({e.strerror}); {left}."
         ) from e
 
 

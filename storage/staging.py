@@ -145,7 +145,7 @@ def _fetch_all(url: str, files: Mapping[str, Remote], read: _Reader, directory: 
     with _locked("cache", fcntl.LOCK_EX):
         _make_room(sum(r.size - _length(_part(incoming, name)) for name, r in lacking.items()))
     for name, remote in lacking.items():
-        with no_room_named(incoming / name):
+        with no_room_named(incoming / name, left="what has come is kept, and the next try goes on from there"):
             _fetch(url, remote, read, _part(incoming, name))
         _keep(_part(incoming, name), incoming / name)
     sync_directory(incoming)

@@ -190,11 +190,13 @@ class Store:
                 for name, fingerprint in record.fingerprints.items()
             )
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, keep_jobs: bool = False) -> None:
         """Delete a study with all that was measured. What looked at report items stays known, so do judges' verdicts.
 
         Our half goes first: what a crash leaves of Optuna's is cleared away when the name is used again.
 
+        Args:
+            keep_jobs: how the service's jobs of that name ended can still be asked.
         Raises: StoreError where it is unknown or somebody drives it.
         """
         with Session(self._engine) as session:
@@ -204,7 +206,8 @@ class Store:
         self.trials.set_study_user_attr(self.trials.get_study_id_from_name(name), _DELETED, True)
         with Session(self._engine) as session, session.begin():
             session.execute(sa.delete(StudyRow).where(StudyRow.name == name))
-        self.jobs.forget(name)
+        if not keep_jobs:
+            self.jobs.forget(name)
         self._clear_away(name)
 
     def optuna_study(self, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
@@ -344,11 +347,16 @@ class Store:
     def seconds(self, name: str) -> dict[str, float]:
         """Seconds that workers spent, by stage, added up over every measurement of any split."""
         found: Counter[str] = Counter()
-        with Session(self._engine) as session:
-            statement = sa.select(EvaluationRow.seconds).where(EvaluationRow.study_id == self._study_id(name))
-            for seconds in session.scalars(statement):
-                found.update(seconds)
+        for _, seconds in self.each_seconds(name):
+            found.update(seconds)
         return dict(found)
+
+    def each_seconds(self, name: str) -> list[tuple[str, Mapping[str, float]]]:
+        """Of every measurement its split, and what a worker spent on it by stage."""
+        statement = sa.select(EvaluationRow.split, EvaluationRow.seconds)
+        with Session(self._engine) as session:
+            rows = session.execute(statement.where(EvaluationRow.study_id == self._study_id(name)))
+            return [(split, seconds) for split, seconds in rows]
 
     def span(self, name: str) -> tuple[str, str] | None:
         """When the first and the last measurement of any split was kept, UTC in ISO 8601; None where there is none."""

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from optimizer.spec import from_document
+
 DEPLOY = Path(__file__).parents[1] / "deploy"
 KUBERNETES = "1.35"
 
@@ -38,6 +40,7 @@ class _Auth(_Strict):
 
 class _ClusterSpec(_Strict):
     rayVersion: str
+    enableInTreeAutoscaling: bool = False
     authOptions: _Auth
     headGroupSpec: _Group
     workerGroupSpecs: list[_Workers]
@@ -74,6 +77,32 @@ def check(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("document", documents())
 def test_every_manifest_keeps_to_its_schema(document: dict[str, Any]) -> None:
     check(document)
+
+
+def test_the_example_of_a_cluster_has_room_for_the_engines_of_its_study() -> None:
+    example = DEPLOY.parent / "examples" / "cluster"
+    cluster = yaml.safe_load((example / "raycluster.yaml").read_text())
+    check(cluster)
+    spec = from_document(yaml.safe_load((example / "study.yaml").read_text()))
+    assert spec.workers.engine == "vllm"
+    assert all(source.staged for source in spec.sources)
+    (group,) = cluster["spec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert int(container["resources"]["limits"]["nvidia.com/gpu"]) % spec.workers.tensor_parallel == 0
+    assert int(container["resources"]["requests"]["cpu"]) >= spec.workers.tensor_parallel, "a thread for each process"
+    names = {e["name"] for e in container["env"]}
+    assert "MERGEFRONT_CACHE" in names
+    assert cluster["spec"]["authOptions"]["secretName"] in {
+        d.values[0]["metadata"]["name"] for d in documents() if d.values[0]["kind"] == "Secret"
+    }
+
+
+def test_the_commands_beside_the_example_of_a_cluster_are_ones_that_the_program_has() -> None:
+    from optimizer.cli import _parser
+
+    text = (DEPLOY.parent / "examples" / "cluster" / "study.yaml").read_text()
+    found = re.findall(r"-- mergefront ([^\n]*)", text)
+    assert [_parser().parse_args(command.split()).spec for command in found] == ["/data/study.yaml"] * 2
 
 
 def _find(kind: str) -> dict[str, Any]:

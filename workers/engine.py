@@ -67,7 +67,8 @@ class Engine(Protocol):
     def swap(self, recipe: Recipe) -> str:
         """Make the weights this merge; returns its digest, see :func:`workers.merger.merge_digest`.
 
-        Raises: MergeError where it cannot be merged, and nothing has changed; EngineDied where it broke on the way.
+        Raises: MergeError where it cannot be merged, and nothing has changed; EngineDied where it broke on the way;
+            CheckpointError where a file of a checkpoint has changed since it was opened.
         """
         ...
 

@@ -33,6 +33,10 @@ _FAULTS = 3
 """How many different trials a worker may fail in a row, by dying, hanging or an error of ours, before it is retired."""
 
 _ANSWER_SECONDS = 10
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
+"""How HTTP/2, which Ray speaks, begins (RFC 9113, 3.4): the server's first frame must be its settings too."""
+
 _PATIENCE_SECONDS = 60
 _LOOK_UP_SECONDS = 10
 """How often the driver looks up while it has no worker at all: it may have been told to pause."""
@@ -46,7 +50,8 @@ _log = logging.getLogger(__name__)
 class _Slot:
     """A worker's place: the actor that is there now, and how it has done.
 
-    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere.
+    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere. ``since``
+    then it has been there.
     ``faults`` are trials it failed in a row, ``told`` is how many of the judges' new verdicts it has heard of.
     """
 
@@ -58,6 +63,7 @@ class _Slot:
     faults: set[object] = field(default_factory=set)
     since_canary: int = 0
     told: int = 0
+    since: float | None = None
 
     def __str__(self) -> str:
         return f"{self.machine}:{self.pid}"
@@ -127,6 +133,9 @@ class RayPool:
         self._told: Any = ray.put(setup)
         self._retired = ""
         self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
+        self._spent = dict.fromkeys(("alive", "opening", "measured", "failed"), 0.0)
+        self.gpus = _needs(setup).get("GPU", 0.0)
+        """How many GPUs each worker has."""
         self._grows = count is None
         self._most = min(most or _ENDLESS, count or _ENDLESS)
         for _ in range(min(max(_fitting(_needs(setup)), 1), self._most) if count is None else self._most):
@@ -172,12 +181,20 @@ class RayPool:
     def close(self) -> None:
         """Kill the actors; stop Ray if this pool started it."""
         for slot in self._slots:
-            ray.kill(slot.actor)
+            self._kill(slot)
         self._slots.clear()
         self._idle.clear()
         self._jobs.clear()
         if self._started:
             ray.shutdown()
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of workers that have ended, beside those of trials that were measured: ``opening`` their models, with
+        trials that ``failed`` or were lost, and ``idle``.
+        """
+        alive, opening, measured, failed = self._spent.values()
+        return {"opening": opening, "failed": failed, "idle": max(alive - opening - measured - failed, 0.0)}
 
     def process_ids(self) -> list[int]:
         """Process numbers of the workers on whatever machine they are; 0 for one that has no place yet."""
@@ -228,11 +245,24 @@ class RayPool:
 
     def _collect(self, ref: Any) -> Outcome | None:
         job = self._jobs.pop(ref)
+        placed, outcome = job.placed, self._outcome(job, ref)
+        if placed:
+            self._charge(job, outcome)
+        return outcome
+
+    def _charge(self, job: _Job, outcome: Outcome | None) -> None:
+        done = "measured" if isinstance(outcome, Measured) else "failed"
+        self._spent["opening" if job.assignment is None else done] += monotonic() - job.begun
+
+    def _outcome(self, job: _Job, ref: Any) -> Outcome | None:
         try:
             answer = ray.get(ref)
         except RayTaskError as e:
             if isinstance(e.cause, EngineDied):
                 return self._replace(job, _first_line(e.cause))
+            if isinstance(e.cause, InputError):
+                self._lay_off(job, str(e.cause))
+                return None
             return self._broken(job, e)
         except RayError as e:
             return self._replace(job, _first_line(e))
@@ -248,7 +278,7 @@ class RayPool:
 
     def _meet(self, slot: _Slot, contact: "_Contact") -> bool:
         """A worker that has a place now; whether it may stay there."""
-        slot.machine, slot.node, slot.pid = contact.machine, contact.node, contact.pid
+        slot.machine, slot.node, slot.pid, slot.since = contact.machine, contact.node, contact.pid, monotonic()
         if contact.code == code_version():
             return True
         self._retire(slot, f"workers must run the driver's {code_version()}, but {contact.machine} has {contact.code}")
@@ -289,6 +319,12 @@ class RayPool:
         self._renew(job.slot, failed.number, failed.reason)
         return failed
 
+    def _lay_off(self, job: _Job, reason: str) -> None:
+        """No worker in this place could do better: its files are not what they were. Its trial is left to another."""
+        self._retire(job.slot, reason)
+        if job.assignment is not None:
+            self._waiting.insert(0, job.assignment)
+
     def _replace(self, job: _Job, reason: str) -> Outcome | None:
         """A new worker for a dead one, and its assignment again, or a failure where it killed too many."""
         assignment, left = job.assignment, _has_left(job.slot.node)
@@ -315,8 +351,13 @@ class RayPool:
             return
         self._start_anew(slot)
 
-    def _start_anew(self, slot: _Slot) -> None:
+    def _kill(self, slot: _Slot) -> None:
         ray.kill(slot.actor)
+        self._spent["alive"] += 0.0 if slot.since is None else monotonic() - slot.since
+        slot.since = None
+
+    def _start_anew(self, slot: _Slot) -> None:
+        self._kill(slot)
         slot.actor = self._actor.remote()
         self._call(slot)
 
@@ -324,7 +365,7 @@ class RayPool:
         """Do without this place from now on."""
         self._retired = f"the worker {slot} is retired: {reason}"
         _log.error(self._retired)
-        ray.kill(slot.actor)
+        self._kill(slot)
         self._slots.remove(slot)
         if self._grows:  # who waits for a place would get the one that this has failed at
             self._grows = False
@@ -364,6 +405,7 @@ class RayPool:
 
     def _give_up(self, ref: Any) -> Outcome | None:
         job = self._jobs.pop(ref)
+        self._charge(job, None)
         if job.slot.pid:
             _end_stopped(job.slot)
         return self._replace(job, f"no answer from {job.slot} after {monotonic() - job.begun:.0f} s")
@@ -379,6 +421,7 @@ class RayPool:
             # What most of them say: one broken worker among several must not make the others look broken.
             self._reference = Counter(found).most_common(1)[0][0]
         for slot, answer in zip(slots, opened, strict=True):
+            self._spent["opening"] += 0.0 if slot.since is None else monotonic() - slot.since
             self._greet(slot, answer)
         self._require_workers()
 
@@ -482,7 +525,9 @@ def _reason(outcome: Outcome) -> str:
 
 def _needs(setup: Setup) -> dict[str, float]:
     """What of a machine one worker takes: threads, and GPUs, for each process of its engine."""
-    cuda = setup.device.startswith("cuda") or (setup.device == "auto" and any("GPU" in node for node in _machines()))
+    # A cluster may have its GPUs later; who asks for vLLM on processors says so.
+    auto = setup.engine == "vllm" or any("GPU" in node for node in _machines())
+    cuda = setup.device.startswith("cuda") or (setup.device == "auto" and auto)
     processes = float(setup.tensor_parallel)
     return {"CPU": setup.threads * processes} | ({"GPU": processes} if cuda else {})
 
@@ -517,7 +562,7 @@ def _start(address: str | None, cpus: int) -> bool:
     if ray.is_initialized():
         return False
     if address is not None:
-        _require_answer(address)
+        require_answer(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -530,19 +575,32 @@ def _start(address: str | None, cpus: int) -> bool:
     return address is None
 
 
-def _require_answer(address: str) -> None:
-    """Ray itself would wait for minutes, and then end the process."""
+def require_answer(address: str) -> None:
+    """Raises InputError, within half a minute, where no Ray cluster answers at the address. Ray itself would wait for
+    minutes, and then end the process.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         if address == "auto":
             return
         raise InputError(f"--ray must be host:port, ray://host:port or auto, but got {address!r}.")
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS) as connection:
+            known = _is_ray(connection)
     except OSError as e:
         raise InputError(
             f"--ray must be the address of a running Ray cluster, but nobody answers at {address}: {e}."
         ) from e
+    if not known:
+        raise InputError(f"--ray must be the address of a running Ray cluster, but what answers at {address} is none.")
+
+
+def _is_ray(connection: socket.socket) -> bool:
+    """Whether the other end speaks as Ray does; unknown, and so believed, where all is encrypted."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True
+    connection.sendall(_GREETING)
+    return connection.recv(len(_SETTINGS))[3:4] == _SETTINGS[3:4]
 
 
 def _resources(setup: Setup) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from search_spaces.errors import InputError
 from storage.checkpoints import Source
+from storage.file_records import FileRecords
 from storage.records import FURTHER, SPLITS
 from workers.family import Family
 from workers.lm_eval_suites import LmEval
@@ -89,7 +90,7 @@ class Setup:
         seed: the study's, from which the masks of DARE and DELLA are drawn.
         verdicts: what judges have said already, by the digest of what they were asked.
         racing: how trials race on the search split; None where each answers all its items.
-        fingerprints: of the sources when the study began, by name; what a worker stages must have the same.
+        fingerprints, files: of the sources when the study began, by name; see :class:`workers.family.Family`.
         engine: what runs the model. tensor_parallel: processes, and GPUs, over which one vLLM engine spreads it.
         max_model_len: tokens that fit into a vLLM engine; None for as many as the model can attend to.
     """
@@ -104,6 +105,7 @@ class Setup:
     verdicts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     racing: Rules | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FileRecords] = field(default_factory=dict)
     engine: EngineName = "transformers"
     tensor_parallel: int = 1
     max_model_len: int | None = None
@@ -111,4 +113,6 @@ class Setup:
     @property
     def family(self) -> Family:
         """What its merges are made of."""
-        return Family(sources=self.sources, base=self.base, seed=self.seed, fingerprints=self.fingerprints)
+        return Family(
+            sources=self.sources, base=self.base, seed=self.seed, fingerprints=self.fingerprints, files=self.files
+        )

@@ -278,6 +278,7 @@ class MergingEngine(TransformersEngine):
         started = perf_counter()
         checkpoints = family.opened()
         base = checkpoints[family.base]
+        self._checkpoints = tuple(checkpoints.values())
         super().__init__(base.path, tokenizer, dtype=dtype, device=device, trust_remote_code=base.trust_remote_code)
         self._live = self.weights()
         self._merger = family.merger(placed({name: c.tensors for name, c in checkpoints.items()}, self._live))
@@ -290,8 +291,11 @@ class MergingEngine(TransformersEngine):
         )
 
     def swap(self, recipe: Recipe) -> str:
-        """Write the merge into the live weights; returns its digest. Raises MergeError for what cannot be merged."""
-        return self._merger.merge_into(recipe, self._live)
+        """Write the merge into the live weights; see :class:`workers.engine.Engine`."""
+        digest = self._merger.merge_into(recipe, self._live)
+        for checkpoint in self._checkpoints:
+            checkpoint.require_untouched()
+        return digest
 
 
 def context_of(config: Any) -> int:

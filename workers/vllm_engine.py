@@ -24,6 +24,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
+from storage.errors import CheckpointError
 from workers.endings import Endings
 from workers.engine import Facts, Request
 from workers.errors import EngineDied, EngineError, MergeError, TrialError
@@ -101,6 +102,8 @@ class VllmEngine:
         self._clean = True
         if not _guarded(self._llm.reset_prefix_cache):
             raise EngineDied("vLLM must drop its prefix cache after a swap, but it did not.")
+        for changed in filter(None, self._call("mergefront_changed")):
+            raise CheckpointError(changed)
         return str(digest)
 
     def loglikelihood(self, requests: tuple[Request, ...]) -> Sequence[LogLikelihood]:

@@ -99,17 +99,22 @@ def plan_gpu(needs: Needs, *, total: int, free: int) -> GpuPlan:
     Raises: InputError with the arithmetic where not even streamed checkpoints fit.
     """
     passes = int(_ACTIVATIONS * free)
-    least = needs.model + needs.text + passes + needs.swap
-    resident = least + needs.sources <= free
+    streamed = streamed_needs(needs, free)
+    resident = streamed - 2 * BUFFER + needs.sources <= free
     outside = needs.swap + (needs.sources if resident else 2 * BUFFER)
-    if not resident and least + 2 * BUFFER > free:
-        gib = [f"{x / 2**30:,.1f}" for x in (least + 2 * BUFFER, needs.model, needs.text, passes, outside, free)]
+    if not resident and streamed > free:
+        gib = [f"{x / 2**30:,.1f}" for x in (streamed, needs.model, needs.text, passes, outside, free)]
         raise InputError(
             f"a vLLM engine must fit into its GPU's memory, but it needs {gib[0]} GiB (model {gib[1]}, keys and values "
             f"of one text of full length {gib[2]}, forward passes {gib[3]}, swaps {gib[4]}) and {gib[5]} GiB is free: "
             "raise workers.tensor_parallel or lower workers.max_model_len."
         )
     return GpuPlan(resident=resident, utilization=(free - outside) / total)
+
+
+def streamed_needs(needs: Needs, free: int) -> int:
+    """Bytes of a GPU, of which so many are free, with which an engine runs whose checkpoints stay on the host."""
+    return needs.model + needs.text + int(_ACTIVATIONS * free) + needs.swap + 2 * BUFFER
 
 
 def swap_room(like: Mapping[str, Tensor]) -> int:

@@ -45,6 +45,7 @@ class Swap:
         if resident:
             sources = copied(sources, self._mergefront_like, self.device)
         self._mergefront_merger: Merger = family.merger(sources)
+        self._mergefront_checkpoints = tuple(checkpoints.values())
         return ""
 
     def mergefront_check(self, recipe: Recipe) -> str:
@@ -52,6 +53,15 @@ class Swap:
         try:
             self._mergefront_merger.require(recipe, self._mergefront_like)
         except MergeError as e:
+            return str(e)
+        return ""
+
+    def mergefront_changed(self) -> str:
+        """Which file of a checkpoint is not what was opened any more, in words; empty where all are."""
+        try:
+            for checkpoint in self._mergefront_checkpoints:
+                checkpoint.require_untouched()
+        except InputError as e:
             return str(e)
         return ""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from optimizer import validate
 from optimizer.compare import Comparison, between
+from optimizer.costs import Cost, costs
 from optimizer.outcomes import Outcomes
 from optimizer.outlook import end_text
 from optimizer.repeat import repeat_text
@@ -37,7 +38,8 @@ class Findings:
         base, on their freshest split. changed: the items that differ most between choice and uniform. missing: why what
         needs the suites' files is not there, empty where it is. failures: trial to the reasons of its failed attempts.
         standings: the front against what one would try anyway. early_end: why the search stopped
-        early, empty where it did not. seconds: by stage. span: first and last measurement, UTC; None without any.
+        early, empty where it did not. costs: worker and GPU seconds by stage. span: first and last measurement, UTC;
+        None without any.
     """
 
     record: StudyRecord
@@ -56,7 +58,7 @@ class Findings:
     standings: tuple[Standing, ...]
     repeat_noise: str
     early_end: str
-    seconds: Mapping[str, float]
+    costs: tuple[Cost, ...]
     span: tuple[str, str] | None
 
     @property
@@ -104,7 +106,7 @@ def findings(store: Store, name: str, *, pick: str | None = None) -> Findings:
         standings=standings(store, name, found),
         repeat_noise=repeat_text(notes),
         early_end=end_text(notes),
-        seconds=store.seconds(name),
+        costs=costs(store, name),
         span=store.span(name),
     )
 

@@ -160,10 +160,27 @@ def counts(found: Findings) -> list[tuple[str, str]]:
     return rows
 
 
-def worker_hours(found: Findings) -> str:
-    """How long workers were busy with what was measured, and of it the hours on GPUs where there were any."""
-    hours, gpu = (found.seconds.get(stage, 0.0) / 3600 for stage in ("total", "gpu"))
-    return f"{hours:.3g} worker hours, {gpu:.3g} GPU hours"
+def costs(found: Findings) -> Table | None:
+    """Where the hours of workers went, and of their GPUs where there were any; None before anything was spent."""
+    worker, gpu = sum(c.worker for c in found.costs), sum(c.gpu for c in found.costs)
+    if not worker:
+        return None
+    trials = max(len(found.measured["search"]), 1)
+    rows = [(c.stage, c.worker, c.gpu) for c in found.costs] + [("in all", worker, gpu)]
+    head = ("stage", "worker hours", *(["GPU hours"] if gpu else []), "share", "seconds a trial")
+    return Table(
+        head=head,
+        rows=tuple(
+            (
+                stage,
+                f"{seconds / 3600:.3g}",
+                *([f"{on_gpu / 3600:.3g}"] if gpu else []),
+                f"{seconds / worker:.1%}",
+                f"{seconds / trials:.3g}",
+            )
+            for stage, seconds, on_gpu in rows
+        ),
+    )
 
 
 def trial_rows(found: Findings) -> dict[str, list[object]]:

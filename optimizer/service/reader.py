@@ -178,5 +178,5 @@ def preflight(document: dict[str, Any]) -> dict[str, Any]:
     from optimizer.spec import from_document
 
     report = asdict(api.check(from_document(document)))
-    del report["fingerprints"]
+    del report["fingerprints"], report["files"]
     return report

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from optimizer import memory, preflight
+from optimizer.planner import size_of
 from optimizer.spec import Spec, load_spec
 from storage.checkpoints import Checkpoint
 from workers.placement import place
@@ -52,13 +53,16 @@ def test_a_trial_and_the_study_are_timed_by_running_one(spec: Spec) -> None:
     assert "items" in facts["a trial"]
     assert "8 trials on 1 workers" in facts["the study"]
     assert {"architecture", "stored as", "memory"} <= set(facts)
+    assert facts["a trial moves"].startswith(
+        f"{size_of(bytes_of(spec, 3))} read and {size_of(bytes_of(spec, 1))} written"
+    )
 
 
 def test_live_models_that_do_not_fit_are_refused_with_the_sizes(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_available_memory", lambda: 1000)
     (problem,) = report(spec).problems
     assert problem.startswith("the live models must fit into memory, but they need")
-    assert problem.endswith("1,000 bytes is free.")
+    assert "1,000 bytes is free" in problem
 
 
 @pytest.fixture
@@ -80,12 +84,40 @@ def bytes_of(spec: Spec, count: int) -> int:
     return count * 4 * flat(spec.base).numel()
 
 
+@pytest.mark.parametrize("gpu", [80 << 30, (1 << 29) + (1 << 28), 1 << 28])
+def test_a_vllm_engine_is_resident_streamed_or_refused_by_what_its_gpus_have(
+    gpu: int, study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = {"engine": "vllm", "device": "cuda", "tensor_parallel": 2, "dtype": "float32"}
+    spec = load_spec(study_file(workers=workers))
+    sources = 3 << 28 if gpu < 1 << 30 else bytes_of(spec, 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (gpu, gpu))
+    monkeypatch.setattr(Checkpoint, "nbytes", sources // 4)
+    checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
+    found = memory.memory_of(spec, checkpoints, device="cuda", workers=1)
+    if gpu == 1 << 28:
+        assert found.problem is not None
+        assert found.problem.startswith("a vLLM engine must fit into its GPU's memory, but it needs 0.5 GiB")
+        assert found.plan is None
+        return
+    assert found.problem is None
+    assert found.plan is not None
+    model = bytes_of(spec, 1)
+    if gpu == 80 << 30:
+        assert found.fact.endswith("resident")
+        assert (found.plan.on_gpu, found.plan.pinned, found.plan.mapped) == (model + 2 * sources, 0, 0)
+    else:
+        assert f"streamed from the host through {size_of(1 << 29)} of pinned memory" in found.fact
+        assert (found.plan.on_gpu, found.plan.pinned, found.plan.mapped) == (model, 2 << 29, sources)
+
+
 def test_a_family_that_fits_on_the_gpu_is_resident(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
     found = on_gpu(spec, 1 << 30)
     assert found.problem is None
     assert found.warnings == ()
-    assert f"live model {memory.size_of(bytes_of(spec, 1))}" in found.fact
-    assert f"checkpoints {memory.size_of(bytes_of(spec, 4))} resident" in found.fact
+    assert f"live model {size_of(bytes_of(spec, 1))}" in found.fact
+    assert f"checkpoints {size_of(bytes_of(spec, 4))} resident" in found.fact
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -107,13 +139,35 @@ def test_a_family_that_does_not_fit_is_streamed_and_what_moves_is_said(
         found = on_gpu(spec, tight)
         assert on_gpu(spec, tight + 200).fact.count("resident") == 1
     assert found.problem is None
-    assert f"streamed from the host, up to {memory.size_of(bytes_of(spec, read))} a trial" in found.fact
+    assert f"through 512.0 MiB of pinned memory, up to {size_of(bytes_of(spec, read))} a trial" in found.fact
 
 
 def test_a_live_model_that_does_not_fit_on_the_gpu_is_refused(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
     problem = on_gpu(spec, 1000).problem
     assert problem is not None
     assert problem.startswith("the live models must fit into memory, but they need 512.0 MiB")
+    assert problem.endswith("1,000 bytes is free."), "the buffers alone fit nowhere: there is no way out"
+
+
+def test_a_refusal_tells_the_cheapest_ways_out(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.placement.BUFFER", 0)
+        problem = on_gpu(spec, bytes_of(spec, 1)).problem
+    assert problem is not None
+    free = size_of(bytes_of(spec, 1))
+    ways = problem.partition("; ways out: ")[2]
+    assert ways.startswith(f"workers.dtype: bfloat16 ({size_of(bytes_of(spec, 1) * 0.6)} of {free}), ")
+    assert f"workers: {{engine: vllm, tensor_parallel: 2}} ({size_of(bytes_of(spec, 1) * 0.6)} of {free})" in ways
+    assert ways.count(" of ") == 3
+
+
+def test_fewer_workers_are_the_way_out_of_a_host_that_is_too_small(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_available_memory", lambda: bytes_of(spec, 2))
+    checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
+    problem = memory.memory_of(spec, checkpoints, device="cpu", workers=3).problem
+    assert problem is not None
+    needed = f"{size_of(bytes_of(spec, 2))} of {size_of(bytes_of(spec, 2))}"
+    assert f"; ways out: workers.count: 2 ({needed}), workers.dtype: bfloat16 (" in problem
 
 
 def test_what_slows_streaming_down_is_said(
@@ -128,7 +182,10 @@ def test_what_slows_streaming_down_is_said(
         assert on_gpu(fixed, gpu).warnings == ()
         della = load_spec(study_file(search_space={"method": "della", "density": 0.5}))
         assert "of ranks that della keeps" in on_gpu(della, gpu).fact
-        assert on_gpu(della, gpu, host=1000).problem is not None
+        problem = on_gpu(della, gpu, host=bytes_of(della, 4)).problem  # two workers keep six times the model, of three
+        assert problem is not None
+        of = size_of(bytes_of(della, 4))
+        assert f"ways out: 2 checkpoints ({of} of {of}), another method than della (0 bytes of {of})." in problem
     assert selecting == (
         "checkpoints are streamed, so ties with a searched density selects its thresholds on the host in every trial: "
         "a fixed density does so once."

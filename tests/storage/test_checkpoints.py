@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,50 @@ def test_the_fingerprint_is_of_the_content(models: Path, tmp_path: Path) -> None
     next(iter(tensors.values())).view(-1)[0] += 1e-3
     save_file(tensors, path / "model.safetensors")
     assert opened(path).fingerprint != opened(models / "alpha").fingerprint
+
+
+def test_the_file_that_has_changed_is_named(models: Path, tmp_path: Path) -> None:
+    path = copy(models, tmp_path)
+    began = opened(path)
+    fingerprint, records = began.fingerprint, began.records
+    opened(path).require(fingerprint, records)
+    shutil.copy(models / "beta" / "model.safetensors", path)
+    with pytest.raises(CheckpointError, match=f"began, but x has changed: {path / 'model.safetensors'}"):
+        opened(path).require(fingerprint, records)
+    with pytest.raises(CheckpointError, match=f"began, but x has changed: {path}"):
+        opened(path).require(fingerprint)
+
+
+def test_files_that_look_as_they_are_known_are_not_read(models: Path, tmp_path: Path) -> None:
+    path = copy(models, tmp_path)
+    file = path / "model.safetensors"
+    records, stamp = opened(path).records, file.stat().st_mtime_ns
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert opened(path).records != records
+    os.utime(file, ns=(stamp, stamp))
+    assert Checkpoint(Source(name="x", model=str(path)), records).records == records
+    assert opened(path).records != records, "without knowing them they are read"
+
+
+@pytest.mark.parametrize("change", ["replaced by a copy", "gone"])
+def test_a_file_that_is_another_while_it_is_used_is_seen_by_its_stamps(
+    change: str, models: Path, tmp_path: Path
+) -> None:
+    path = copy(models, tmp_path)
+    file = path / "model.safetensors"
+    used = Checkpoint(Source(name="x", model=str(path)), opened(path).records)
+    unaware = opened(path)
+    shutil.copy(file, tmp_path / "copy")
+    file.unlink()
+    if change == "gone":
+        with pytest.raises(CheckpointError, match="x has changed"):
+            used.require_untouched()
+        return
+    shutil.move(tmp_path / "copy", file)
+    used.require_untouched()
+    with pytest.raises(CheckpointError, match="x has changed"):
+        unaware.require_untouched()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])

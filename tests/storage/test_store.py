@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -259,6 +260,25 @@ def test_a_driver_elsewhere_that_is_not_heard_of_loses_its_study(store: Store, u
     other.close()
 
 
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_a_driver_whose_clock_differs_takes_no_study_from_another(
+    hours: int, store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holds run on the database's clock."""
+    true = time.time
+    store.hold("one", ELSEWHERE)
+    monkeypatch.setattr(time, "time", lambda: true() + hours * 3600)
+    other = Store.open(url)
+    with pytest.raises(StoreError, match="driven by process elsewhere:1"):
+        other.hold("one", Holder.me())
+    assert store.renew("one"), "the one that holds it still does"
+    store.release("one")
+    other.hold("one", Holder.me())
+    monkeypatch.setattr(time, "time", true)
+    assert other.renew("one")
+    other.close()
+
+
 def test_who_has_lost_a_study_writes_no_trial_any_more(store: Store, url: str) -> None:
     store.hold("one", replace(ELSEWHERE, token="a" * 32))
     with store._engine.begin() as connection:
@@ -371,6 +391,14 @@ def test_a_deleted_study_is_gone_and_its_name_is_free(store: Store) -> None:
     assert store.optuna_study("one", optuna.samplers.RandomSampler()).trials == []
     store.add_measured("one", MEASURED)
     assert [e.data["trial"] for e in store.events("one", last)] == [0]
+
+
+def test_how_the_job_of_a_study_that_never_started_ended_can_still_be_asked(store: Store) -> None:
+    job = store.jobs.add("one", "launch", {}, "me")
+    store.delete("one", keep_jobs=True)
+    store.jobs.end(job.key, 2, "no worker could start")
+    assert store.studies() == []
+    assert store.jobs.latest()["one"].message == "no worker could start"
 
 
 def test_a_crash_between_the_halves_of_a_deletion_leaves_a_name_that_can_be_used(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from optimizer import cli
+from optimizer.database import studies
 from optimizer.spec import load_spec
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
@@ -48,7 +51,7 @@ def node(cluster: Any) -> Iterator[Callable[..., Any]]:
     added: list[Any] = []
 
     def add(**options: Any) -> Any:
-        added.append(cluster.add_node(num_cpus=1, **options))
+        added.append(cluster.add_node(**{"num_cpus": 1} | options))
         return added[-1]
 
     yield add
@@ -128,6 +131,8 @@ def test_a_study_waits_for_machines_when_all_have_left(cluster: Any, node: Calla
 DRIVER = """
 import sys
 from pathlib import Path
+from optimizer import cli
+from optimizer.database import studies
 from optimizer.spec import load_spec
 from workers.code_version import code_version
 from workers.ray_pool import RayPool
@@ -160,11 +165,47 @@ def test_a_worker_of_another_version_is_refused_with_both_versions_named(
     assert driver.stderr.splitlines()[-1].count("(code ") == 2
 
 
+@pytest.mark.parametrize(
+    ("needs", "gpus", "message"),
+    [
+        ({"device": "cuda"}, 0, r"takes 1 CPU and 1 GPU, and the machines have 1 CPU\."),
+        ({"engine": "vllm", "device": "auto"}, 0, r"takes 1 CPU and 1 GPU, and the machines have 1 CPU\."),
+        (
+            {"engine": "vllm", "tensor_parallel": 4},
+            2,
+            r"takes 4 CPU and 4 GPU, and the machines have 8 CPU and 2 GPU\.",
+        ),
+    ],
+    ids=["no GPUs", "no GPUs for vLLM", "fewer GPUs than one engine needs"],
+)
 def test_a_worker_that_fits_nowhere_is_an_error_with_what_there_is(
-    node: Callable[..., Any], setup: Setup, monkeypatch: pytest.MonkeyPatch
+    needs: dict[str, Any],
+    gpus: int,
+    message: str,
+    node: Callable[..., Any],
+    setup: Setup,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    node()
+    node(num_gpus=gpus, num_cpus=8 if gpus else 1)
     monkeypatch.setattr(ray_pool, "_PATIENCE_SECONDS", 1)
-    needy = Setup(sources=setup.sources, base=setup.base, objectives=setup.objectives, dtype="float32", device="cuda")
-    with pytest.raises(InputError, match=r"takes 1 CPU and 1 GPU, and the machines have 1 CPU\."):
+    needy = replace(setup, **{"device": "auto", **needs})
+    with pytest.raises(InputError, match=message):
         RayPool(needy, count=1)
+
+
+def test_what_cannot_start_on_a_cluster_leaves_no_study_behind(
+    cluster: Any,
+    node: Callable[..., Any],
+    study_file: Callable[..., Path],
+    storage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ray_pool, "_PATIENCE_SECONDS", 1)
+    node()
+    needy = str(study_file(workers={"device": "cuda", "dtype": "float32"}))
+    assert cli.main(["launch", needy, "--ray", cluster.address]) == 2
+    assert "and the machines have 1 CPU." in capsys.readouterr().err
+    assert cli.main(["launch", str(study_file()), "--ray", "127.0.0.1:9"]) == 2
+    assert "nobody answers at 127.0.0.1:9" in capsys.readouterr().err
+    assert studies(storage=storage) == []

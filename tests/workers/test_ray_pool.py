@@ -25,9 +25,10 @@ from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed, Measured, Outcome
 from storage.store import Store
+from workers import ray_pool
 from workers.deadlines import Deadlines
 from workers.pool import LocalPool, Pool, PoolError
-from workers.ray_pool import RayPool, _require_answer
+from workers.ray_pool import RayPool, require_answer
 from workers.setup import Setup
 from workers.worker import Worker
 
@@ -97,6 +98,8 @@ def test_a_killed_worker_costs_one_trial_and_that_trial_is_done_again(pool: RayP
     assert all(isinstance(o, Measured) for o in outcomes.values())
     assert len(pool.process_ids()) == 2
     assert victim not in pool.process_ids()
+    pool.close()
+    assert all(pool.spent[stage] > 0.0 for stage in ("opening", "failed", "idle"))
 
 
 @pytest.fixture
@@ -248,4 +251,31 @@ def test_input_that_no_worker_can_open_is_an_input_error(setup: Setup, tmp_path:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_an_address_that_nobody_answers_is_an_input_error(address: str) -> None:
     with pytest.raises(InputError, match="--ray must be"):
-        _require_answer(address)
+        require_answer(address)
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_an_address_where_something_else_answers_is_an_input_error(
+    says: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself would wait for two minutes there, and then end the process."""
+    monkeypatch.setattr(ray_pool, "_ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(says)
+                over.wait(20.0)
+
+        over = threading.Event()
+        other = threading.Thread(target=answer)
+        other.start()
+        with pytest.raises(InputError, match="must be the address of a running Ray cluster"):
+            require_answer(f"127.0.0.1:{server.getsockname()[1]}")
+        over.set()
+        other.join()
+
+
+def test_a_cluster_that_runs_answers() -> None:
+    require_answer(ray.get_runtime_context().gcs_address)

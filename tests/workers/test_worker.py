@@ -56,8 +56,41 @@ def test_a_worker_refuses_a_fetched_checkpoint_that_is_not_the_driver_s(
     other = Checkpoint(setup.sources[0]).fingerprint
     changed = replace(setup, sources=(*setup.sources[:-1], fetched))
     Worker(replace(changed, fingerprints={local.name: Checkpoint(local).fingerprint}))
-    with pytest.raises(CheckpointError, match=f"what it was when the study began, but {local.name} .* has changed"):
+    with pytest.raises(CheckpointError, match=f"what it was when the study began, but {local.name} has changed"):
         Worker(replace(changed, fingerprints={local.name: other}))
+
+
+def test_a_worker_that_starts_later_refuses_a_file_that_was_replaced(
+    setup: Setup, models: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(models / "gamma", tmp_path / "gamma"))
+    source = replace(setup.sources[-1], model=str(own))
+    began = Checkpoint(source)
+    told = replace(
+        setup,
+        sources=(*setup.sources[:-1], source),
+        fingerprints={source.name: began.fingerprint},
+        files={source.name: began.records},
+    )
+    Worker(told)
+    shutil.copy(models / "beta" / "model.safetensors", own / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{source.name} has changed: {own / 'model.safetensors'}"):
+        Worker(told)
+
+
+def test_a_trial_whose_checkpoint_changes_is_no_result(setup: Setup, models: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(models / "gamma", tmp_path / "gamma"))
+    source = replace(setup.sources[-1], model=str(own))
+    files = {source.name: Checkpoint(source).records}
+    worker = Worker(replace(setup, sources=(*setup.sources[:-1], source), files=files))
+    first = measured(worker, BLEND)
+    (own / "model.safetensors").touch()
+    assert measured(worker, BLEND).digest == first.digest
+    with (own / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(CheckpointError, match=f"{source.name} has changed: {own / 'model.safetensors'}"):
+        worker.run(Assignment(number=1, recipe=BLEND))
 
 
 def test_there_and_back_gives_the_same_bits(setup: Setup) -> None:
