@@ -15,6 +15,7 @@ from optimizer.spec import BASE, BEST_SLIDER, GREEDY_SOUP, MODEL_STOCK, UNIFORM,
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from search_spaces.recipe import only
+from storage.ledger import Ledger
 from storage.records import Assignment, Failed, Measured, Outcome
 from storage.store import Store
 from workers.pool import LocalPool
@@ -146,11 +147,10 @@ def test_a_constraint_is_told_by_optunas_own_means(
 
 def test_a_recipe_that_was_measured_is_not_measured_again(store: Store, worker: Worker) -> None:
     study = DriverStudy(store, "tiny")
-    first = study.propose()
-    assert first is not None
-    study.record(worker.run(first))
+    (first,) = study.propose()
+    study.record([worker.run(first)])
     study._start.insert(0, study._start[0].__class__(name=None, recipe=first.recipe))
-    assert study.propose() is None
+    assert study.propose() == []
     measured = store.measured("tiny")
     assert measured[1].scores == measured[0].scores
     assert trials(store)[1].values == trials(store)[0].values
@@ -158,11 +158,10 @@ def test_a_recipe_that_was_measured_is_not_measured_again(store: Store, worker: 
 
 def test_a_recipe_that_is_out_is_recorded_for_both_trials(store: Store, worker: Worker) -> None:
     study = DriverStudy(store, "tiny")
-    first = study.propose()
-    assert first is not None
+    (first,) = study.propose()
     study._start.insert(0, study._start[0].__class__(name=None, recipe=first.recipe))
-    assert study.propose() is None
-    study.record(worker.run(first))
+    assert study.propose() == []
+    study.record([worker.run(first)])
     assert [t.state for t in trials(store)] == [TrialState.COMPLETE] * 2
 
 
@@ -170,12 +169,11 @@ def test_scores_that_are_not_finite_fail_the_trial(store: Store, worker: Worker)
     from dataclasses import replace
 
     study = DriverStudy(store, "tiny")
-    first = study.propose()
-    assert first is not None
+    (first,) = study.propose()
     outcome = worker.run(first)
     assert isinstance(outcome, Measured)
     bad = replace(outcome.scores["safety"], mean=float("inf"))
-    study.record(replace(outcome, scores=dict(outcome.scores) | {"safety": bad}))
+    study.record([replace(outcome, scores=dict(outcome.scores) | {"safety": bad})])
     assert trials(store)[0].state == TrialState.FAIL
     assert store.failures("tiny") == {
         0: ["scores must be finite, but safety is inf with standard error " + f"{bad.stderr}."]
@@ -207,6 +205,7 @@ WRITES = [
     (optuna.trial.Trial, "set_user_attr"),
     (Store, "add_measured"),
     (optuna.Study, "tell"),
+    (Ledger, "_write"),
 ]
 
 
