@@ -163,7 +163,7 @@ class Joint:
     def draw(self, normal: torch.Tensor) -> torch.Tensor:
         """Draws ``(s, o, b)`` from standard normal numbers ``(s, o, b)``, in units."""
         self._normal = normal
-        scaled = self._mean + (self._root @ normal.unsqueeze(-1)).squeeze(-1)
+        scaled = self._mean + torch.einsum("obk,sok->sob", self._root, normal)
         return self._model._to_units(scaled)
 
     def together(self, x: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
@@ -173,7 +173,7 @@ class Joint:
         weights = torch.linalg.solve_triangular(self._root, cross, upper=False)
         covariance = self._model._kernel(x, x) - half.transpose(-1, -2) @ half - weights.transpose(-1, -2) @ weights
         scaled = mean + torch.einsum("sob,obn->son", self._normal, weights)
-        return self._model._to_units(scaled + (_root(covariance) @ normal.unsqueeze(-1)).squeeze(-1))
+        return self._model._to_units(scaled + torch.einsum("onk,sok->son", _root(covariance), normal))
 
     def extend(self, x: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
         """Each draw continued to ``(n, d)`` further points, one by one: ``(s, o, n)`` from normals ``(s, o)``."""

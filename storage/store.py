@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import optuna
@@ -459,7 +459,8 @@ class Store:
 
     def _study_id(self, name: str) -> int:
         with Session(self._engine) as session:
-            return self._row(session, name).id
+            known: int | None = session.scalar(sa.select(StudyRow.id).where(StudyRow.name == name))
+            return self._row(session, name).id if known is None else known
 
     def _summary(self, row: StudyRow) -> Summary:
         states, held = self._states(row.name), self._is_held(row.id)
@@ -566,7 +567,9 @@ def _measured(row: EvaluationRow, marks: Mapping[str, Marks]) -> Measured:
 
 
 def _pack(marks: Marks) -> bytes:
-    text = json.dumps(asdict(marks), allow_nan=False, separators=(",", ":"))
+    # Not asdict, which copies every item of every column.
+    columns = {f.name: getattr(marks, f.name) for f in fields(marks)}
+    text = json.dumps(columns, allow_nan=False, separators=(",", ":"))
     return zlib.compress(text.encode(), 1)
 
 
