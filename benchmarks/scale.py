@@ -5,9 +5,9 @@
 
 Trial times are drawn around the mean (log-normal; a factor of two either way is common), so that workers finish one by
 one. Outcomes are made up: smooth in the weights, noisy, 200 items each. *Idle* is the share of their time that workers
-waited for something to do, once all had had their first trial; *driver* is the processor time of a trial, all told. With
-`--clock processor` time is what the driver computes and what it would sleep for: the same figures on a machine that has
-other work, but that waits for the disk are left out.
+waited for something to do, once all had had their first trial; *driver* is the processor time of a trial, all told.
+With `--clock processor` time is what the driver computes and what it would sleep for: the same figures on a machine
+that has other work, but waits for the disk are left out.
 """
 
 import argparse

@@ -97,7 +97,8 @@ def _drawn(study: Study, space: dict[str, FloatDistribution], count: int) -> lis
     for trial in together:
         study.add_trial(trial)
     # A trial of a study with this sampler would propose anew.
-    books = optuna.load_study(study_name=study.study_name, storage=study._storage, sampler=optuna.samplers.RandomSampler(seed=0))
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    books = optuna.load_study(study_name=study.study_name, storage=study._storage, sampler=sampler)
     added = study.get_trials(deepcopy=False)[-len(together) :]
     return [optuna.Trial(books, trial._trial_id) for trial in added]
 

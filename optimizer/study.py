@@ -184,9 +184,7 @@ class DriverStudy:
     def _propose(self, count: int) -> list[Assignment]:
         picked = self._again[:count] or self._begin(count) or self._best_next(count)
         if self._rivals is not None:
-            picked = [
-                replace(a, rivals=self._rivals.against(a.number)) if a.split == "search" else a for a in picked
-            ]
+            picked = [replace(a, rivals=self._rivals.against(a.number)) if a.split == "search" else a for a in picked]
         known = [self._known(assignment) for assignment in picked]
         self._keep([_once_more(k, a.number) for k, a in zip(known, picked, strict=True) if k is not None])
         self._look()

@@ -62,8 +62,8 @@ class Surrogate:
 
         Args:
             space: what the trials' parameters mean. data: at least two trials that lie in the space. like: a model of
-                fewer of them, whose kernels, noise and units are taken over in place of a fit. One with another number of
-                outcomes is left aside.
+                fewer of them, whose kernels, noise and units are taken over in place of a fit. One with another
+                number of outcomes is left aside.
 
         Raises:
             ModelFittingError, NotPSDError, NanError: the fit failed (`FIT_ERRORS`).

@@ -253,7 +253,7 @@ class Ledger(BaseStorage):
         first = min(c.trial.number for c in fresh)
         mine = (_TRIALS.c.study_id == self._study_id, _TRIALS.c.number >= first)
         found = connection.execute(sa.select(_TRIALS.c.number, _TRIALS.c.trial_id).where(*mine))
-        return {number: trial_id for number, trial_id in found}
+        return {row.number: row.trial_id for row in found}
 
 
 @dataclass
@@ -304,7 +304,8 @@ class _Change:
 
 def _update(connection: sa.Connection, changes: Sequence[_Change]) -> None:
     same = _TRIALS.c.trial_id == sa.bindparam("trial")
-    rows = [c.row() | {"trial": c.trial._trial_id} for c in changes if c.was is not None and c.was.state != c.trial.state]
+    changed = [c for c in changes if c.was is not None and c.was.state != c.trial.state]
+    rows = [change.row() | {"trial": change.trial._trial_id} for change in changed]
     _execute(connection, sa.update(_TRIALS).where(same), rows)
 
 

@@ -28,8 +28,8 @@ from storage.access import Access
 from storage.errors import LeaseError, StoreError
 from storage.events import Event, Position, events_after, last_position
 from storage.jobs import Jobs
-from storage.ledger import Ledger
 from storage.lease import LEASE_SECONDS, Holder
+from storage.ledger import Ledger
 from storage.records import Failed, Marks, Measured, Recipe, Score
 from storage.tables import (
     CheckpointRow,

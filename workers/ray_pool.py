@@ -337,7 +337,7 @@ class RayPool:
         self._spoilt[slot.node] += 1
 
     def _keep_place(self, slot: _Slot, node: str) -> None:
-        """A new worker that got a retired one's place: it stays there, told nothing, and another one waits for a place."""
+        """A new worker that got a retired one's place: it stays there, told nothing, and another waits for a place."""
         self._spoilt[node] -= 1
         self._keepers.append(slot.actor)
         slot.actor = self._actor.remote()

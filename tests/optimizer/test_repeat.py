@@ -9,7 +9,7 @@ from optimizer import loop
 from optimizer.repeat import differences, measure_repeat, repeat_text
 from optimizer.spec import load_spec
 from optimizer.study import DriverStudy, create_study
-from storage.records import Assignment, Marks
+from storage.records import Marks
 from storage.store import Store
 from workers.pool import LocalPool
 from workers.worker import Worker
