@@ -60,7 +60,8 @@ class Machines:
 
     def _ray(self, machine: int, *options: str) -> None:
         command = [*self._reach[machine], str(BIN / "ray"), "start", *options]
-        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=LIMIT)
+        done = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True, timeout=LIMIT)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def _own(self) -> list[psutil.Process]:
         return [p for p in psutil.process_iter() if any(str(self._directory) in word for word in _command(p))]
