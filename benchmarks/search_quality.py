@@ -7,7 +7,8 @@ A class is CHECKPOINTS-OBJECTIVES-sparse|dense[-constrained], a synthetic family
 the demo's family with true values from fresh items (search_parts/replay.py). What a contestant is scored on is the
 true hypervolume of the front that `posterior_front` returns, divided by the best known; points that truly break the
 constraint count nothing. Every contestant starts from the uniform merge and each checkpoint alone. `auto+looks` may
-spend 15 % of its evaluations on second looks at finalists, as a study does.
+spend 15 % of its evaluations on second looks at finalists, as a study does. With 16 in flight or more, `auto` draws
+several at a time, an eighth of them, as a driver does.
 
 Every finished run is a line of the cache. What is there is not run again, so the work can be done in parts and seeds
 added later; `--only-table` runs nothing.
@@ -37,7 +38,7 @@ from search_parts.replay import Replay
 from search_parts.synthetic import CLASSES, make_problem
 
 from optimizer.front import hypervolume, posterior
-from optimizer.samplers import AGAIN, NAMES, OUTLOOK, make_sampler
+from optimizer.samplers import AGAIN, NAMES, OUTLOOK, drawn_together, make_sampler
 
 Array = npt.NDArray[np.float64]
 
@@ -73,16 +74,33 @@ def run(problem: Problem, contestant: str, seed: int, evaluations: Sequence[int]
     flying: list[optuna.Trial] = []
     asked = 0.0
     for done in range(1, max(evaluations) + 1):
-        while len(flying) < min(in_flight, max(evaluations) - done + 1):
+        left = max(evaluations) - done + 1 - len(flying)
+        while (count := min(in_flight - len(flying), left)) >= min(max(in_flight // 8, 1), left) > 0:
             started = time.perf_counter()
-            flying.append(study.ask(space))
+            drawn = _drawn(study, space, min(count, max(in_flight // 8, 1)))
             asked += time.perf_counter() - started
+            flying += drawn
+            left -= len(drawn)
         if contestant != LOOKS or not _look(study, flying[0], problem, rng, SHARE * max(evaluations)):
             _measure(study, flying.pop(0), problem, rng)
         if done in evaluations:
             line["at"][str(done)] = _noted(study, problem)
     line["looks"] = sum(AGAIN in t.user_attrs for t in study.trials)
     return line | {"ask_s": round(asked / max(evaluations), 3)}
+
+
+def _drawn(study: Study, space: dict[str, FloatDistribution], count: int) -> list[optuna.Trial]:
+    """Several of one model, as a driver of many workers draws them; or one, while there is no model or few workers."""
+    together = drawn_together(study, count) if count > 1 else []
+    if not together:
+        return [study.ask(space)]  # type: ignore[arg-type]  # its dict is of any distributions
+    for trial in together:
+        study.add_trial(trial)
+    # A trial of a study with this sampler would propose anew.
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    books = optuna.load_study(study_name=study.study_name, storage=study._storage, sampler=sampler)
+    added = study.get_trials(deepcopy=False)[-len(together) :]
+    return [optuna.Trial(books, trial._trial_id) for trial in added]
 
 
 def _starts(k: int) -> Array:

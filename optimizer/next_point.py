@@ -7,6 +7,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from optimizer.features import Array, Space, random_features
@@ -16,6 +17,15 @@ from optimizer.surrogate import Surrogate
 _DRAWS = 64
 _DIRECTIONS = 32
 _ROUNDS = 6
+
+MOST_TOGETHER = 16
+"""Most points that are chosen from the candidates of one search."""
+
+_FEWER = 16
+"""Draws where much is to be compared for several points at once."""
+
+_SPREADS = (0.3, 0.1, 0.03)
+_FINALISTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +67,50 @@ def propose(model: Surrogate, pending: Array, rng: np.random.Generator, once: Co
         children = _children(model.space, pool[best], front, spread, rng)
         pool = np.concatenate([pool[best], children])
         scores = np.concatenate([scores[best], gain(children)])
-    known = np.concatenate([model.features.numpy(), pending])
-    ranked = (int(i) for i in np.argsort(-scores) if np.abs(known - pool[i]).max(axis=1).min() > 1e-3)
-    chosen = next((pool[i] for i in ranked), random_features(model.space, 1, rng)[0])
+    new = _is_new(pool, model, pending)
+    chosen = next((pool[i] for i in np.argsort(-scores) if new[i]), random_features(model.space, 1, rng)[0])
     return gain.proposal(np.asarray(chosen), once)
 
 
+def propose_several(
+    model: Surrogate, pending: Array, count: int, rng: np.random.Generator, once: Container[int] = frozenset()
+) -> list[Proposal]:
+    """Points to measure at the same time, each the best beside those before it: at most ``count``, or `MOST_TOGETHER`.
+
+    One search gathers candidates all along the front. From joint draws of their outcomes they are then chosen one by
+    one, each for what it is expected to add to those chosen before (sequential greedy selection, Daulton et al. 2021):
+    nothing is fitted, searched or drawn anew in between. Only the first says what a second look would be worth.
+
+    Args:
+        model, pending, rng, once: as of `propose`.
+    """
+    gain = _Gain(model, torch.from_numpy(pending), rng)
+    pool = _along_the_front(gain, model.space, rng)
+    pool = pool[_is_new(pool, model, pending)]
+    chosen = gain.chosen(pool, min(count, MOST_TOGETHER), rng)
+    return [gain.proposal(pool[chosen[0][0]], once, _FEWER), *(gain.brief(pool[i], worth) for i, worth in chosen[1:])]
+
+
+def _along_the_front(gain: _Gain, space: Space, rng: np.random.Generator) -> Array:
+    """Features ``(n, d)`` of the most promising points in each direction of the front."""
+    front = gain.front()
+    pool = _starts(space, front, rng)
+    scores = gain.by_direction(pool)
+    for spread in _SPREADS:
+        parents = pool[np.unique(np.argmax(scores[::2], axis=1))]
+        children = _children(space, parents, front, spread, rng)
+        pool = np.concatenate([pool, children])
+        scores = np.concatenate([scores, gain.by_direction(children)], axis=1)
+    return pool[np.unique(np.argsort(-scores, axis=1)[:, :_FINALISTS])]
+
+
+def _is_new(pool: Array, model: Surrogate, pending: Array) -> npt.NDArray[np.bool_]:
+    known = np.concatenate([model.features.numpy(), pending])
+    return np.array([np.abs(known - point).max(axis=1).min() > 1e-3 for point in pool], dtype=bool)
+
+
 class _Gain:
-    """Expected gain in hypervolume of single further points."""
+    """Expected gain in hypervolume of further points."""
 
     def __init__(self, model: Surrogate, pending: torch.Tensor, rng: np.random.Generator) -> None:
         self._model = model
@@ -88,15 +134,31 @@ class _Gain:
 
     def __call__(self, features: Array) -> Array:
         draws = self._joint.extend(torch.from_numpy(features), self._normal)
-        gain = self._utility(draws) - self._best.unsqueeze(-1)
-        # The tiny slope below zero orders points none of whose draws improves anything.
-        return torch.where(gain > 0.0, gain, 1e-6 * gain).mean(dim=(0, 1)).numpy()
+        return _improvement(self._utility(draws) - self._best.unsqueeze(-1)).mean(dim=(0, 1)).numpy()
 
-    def proposal(self, features: Array, once: Container[int]) -> Proposal:
-        """What is to be said of a point beside its features."""
+    def by_direction(self, features: Array) -> Array:
+        """The same of each direction by fewer draws: ``(directions, n)``."""
+        draws = self._joint.extend(torch.from_numpy(features), self._normal)[:_FEWER]
+        return _improvement(self._utility(draws) - self._best[:_FEWER].unsqueeze(-1)).mean(dim=0).numpy()
+
+    def chosen(self, features: Array, count: int, rng: np.random.Generator) -> list[tuple[int, float]]:
+        """Rows to measure at the same time, in the order in which they are chosen, and what each adds."""
+        normal = torch.from_numpy(rng.normal(size=(*self._normal.shape, len(features))))
+        utility = self._utility(self._joint.together(torch.from_numpy(features), normal))
+        best, found = self._best, list[tuple[int, float]]()
+        while len(found) < min(count, len(features)):
+            gain = _improvement(utility - best.unsqueeze(-1)).mean(dim=(0, 1))
+            gain[[row for row, _ in found]] = -math.inf
+            row = int(gain.argmax())
+            found.append((row, float(gain[row])))
+            best = best.maximum(utility[..., row])
+        return found
+
+    def proposal(self, features: Array, once: Container[int], draws: int = _DRAWS) -> Proposal:
+        """What is to be said of a point beside its features; on second looks by so many draws."""
         volume = self._best.mean(dim=1)
         level = max(float(volume.mean()), 1e-12)
-        worth, others = self._worth(torch.from_numpy(features))
+        worth, others = self._worth(torch.from_numpy(features), self._normal[:draws])
         numbers = [self._model.numbers[i] for i in self._kept.tolist()]
         able = {n: w for n, w in zip(numbers, others, strict=True) if n not in once}
         again = max(able, key=lambda n: (able[n], -n), default=None)
@@ -109,7 +171,14 @@ class _Gain:
             worth_again=0.0 if again is None else able[again] / level,
         )
 
-    def _worth(self, point: torch.Tensor) -> tuple[float, list[float]]:
+    def brief(self, features: Array, gain: float) -> Proposal:
+        """The same of a point whose gain is known, without a word on second looks."""
+        volume = self._best.mean(dim=1)
+        level = max(float(volume.mean()), 1e-12)
+        gain, noise = max(gain, 0.0) / level, float(volume.std()) / level
+        return Proposal(features=features, gain=gain, noise=noise, worth=0.0, again=None, worth_again=0.0)
+
+    def _worth(self, point: torch.Tensor, normal: torch.Tensor) -> tuple[float, list[float]]:
         """What the front by posterior mean gains by measuring a new point, and by each point near the front once more.
 
         This is the knowledge gradient (Frazier, Powell and Dayanik 2009), by draws of the one outcome that is unknown.
@@ -119,7 +188,7 @@ class _Gain:
         spread = (covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0) + noise).sqrt()
         steps = covariance / spread[:, None, :]
         now = float(self._utility(mean[None, :, :-1]).amax(-1).mean())
-        draws = self._normal.unsqueeze(-1)
+        draws = normal.unsqueeze(-1)
         # Draws and their mirror images: what a draw adds by chance alone its image takes away.
         both = torch.cat([draws, -draws])
         moved = [self._utility(mean + both * steps[:, :, j]) for j in range(mean.shape[1])]
@@ -157,6 +226,11 @@ class _Gain:
             if rule.outcome >= self._model.objectives:
                 signs[rule.outcome] = -1.0
         return mean + 2.0 * signs[:, None] * spread
+
+
+def _improvement(gain: torch.Tensor) -> torch.Tensor:
+    """The tiny slope below zero orders points none of whose draws improves anything."""
+    return torch.where(gain > 0.0, gain, 1e-6 * gain)
 
 
 def _measure(model: Surrogate, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

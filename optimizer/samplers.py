@@ -21,7 +21,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from threadpoolctl import threadpool_limits
 
 from optimizer.features import Array, Space, dead_zone, random_features, shared_distributions, space_of
@@ -45,6 +45,7 @@ _MOST_CORNERS = 16
 
 if TYPE_CHECKING:
     from optimizer.next_point import Proposal
+    from optimizer.surrogate import Surrogate
 
 Distributions = Mapping[str, BaseDistribution]
 
@@ -78,6 +79,16 @@ def make_sampler(name: str = "auto", *, seed: int | None = None, space: Distribu
     if name == "cmaes":
         return _CmaEs(seed, space)
     return _Wrapped(_OPTUNA[name], seed)
+
+
+def drawn_together(study: Study, count: int) -> list[FrozenTrial]:
+    """At most ``count`` proposals of a study's sampler that are to run at the same time, as trials to be added to it.
+
+    Cheaper than as many asks: ``auto`` fits and searches once for all of them. None where it has no model yet, and from
+    the other samplers, which are asked for one after the other.
+    """
+    sampler = study.sampler
+    return sampler.together(study, count) if isinstance(sampler, _Auto) else []
 
 
 def _gp(seed: int) -> BaseSampler:
@@ -156,8 +167,8 @@ class _Stateless(BaseSampler):
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def _draw_seed(self, trial: FrozenTrial, salt: str = "") -> int:
-        entropy = [self._seed, trial.number, zlib.crc32(salt.encode())]
+    def _draw_seed(self, number: int, salt: str = "") -> int:
+        entropy = [self._seed, number, zlib.crc32(salt.encode())]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
@@ -169,12 +180,12 @@ class _Wrapped(_Stateless):
         self._make = make
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._make(self._draw_seed(trial)).infer_relative_search_space(_View(study), trial)
+        return self._make(self._draw_seed(trial.number)).infer_relative_search_space(_View(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        inner = self._make(self._draw_seed(trial))
+        inner = self._make(self._draw_seed(trial.number))
         view = _View(study)
         # Optuna's grouped TPE remembers here what it needs below.
         inner.infer_relative_search_space(view, trial)
@@ -185,7 +196,7 @@ class _Wrapped(_Stateless):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        inner = self._make(self._draw_seed(trial, param_name))
+        inner = self._make(self._draw_seed(trial.number, param_name))
         return inner.sample_independent(_View(study), trial, param_name, param_distribution)
 
 
@@ -279,6 +290,11 @@ class _Auto(_Joint):
     Parameters that are no numbers, or that come and go from trial to trial, are left to Optuna's grouped TPE.
     """
 
+    def __init__(self, seed: int, space: Distributions | None) -> None:
+        super().__init__(seed, space)
+        # Saves work and changes nothing: which trials a model is fitted on is decided by the study alone.
+        self._fitted: tuple[tuple[int, ...], Surrogate] | None = None
+
     def _accept(self, distributions: Distributions | None) -> bool:
         return _all_numbers(distributions)
 
@@ -292,23 +308,82 @@ class _Auto(_Joint):
             seen = _seen(study, trial, space)
             random = random_features(space, 1, rng)[0]
             return space.decode(next((p for p in _corners(space) if _is_new(p, seen)), random))
-        with surrogate.one_thread(self._draw_seed(trial)):
-            proposal = _best_point(space, data.rows(inside), _pending(study, trial, space), rng, _once(study))
+        with surrogate.one_thread(self._draw_seed(trial.number)):
+            proposal = _best_point(space, data.rows(inside), _pending(study, space, trial), rng, _once(study))
         if proposal is None:
             return space.decode(random_features(space, 1, rng)[0])
-        look = {key: value for key, value in asdict(proposal).items() if key != "features"}
         # As Optuna's own samplers leave behind what they know; a driver may read it.
-        study._storage.set_trial_system_attr(trial._trial_id, OUTLOOK, look)
+        study._storage.set_trial_system_attr(trial._trial_id, OUTLOOK, _outlook(proposal))
         return space.decode(proposal.features)
+
+    def together(self, study: Study, count: int) -> list[FrozenTrial]:
+        """At most ``count`` trials to be added to the study and run at the same time, all from one model.
+
+        None where the study has no model yet: it is asked for one trial after the other then.
+        """
+        from optimizer import next_point, surrogate
+
+        trials = study.get_trials(deepcopy=False)
+        distributions = self._known or shared_distributions(trials)
+        space = space_of(distributions) if distributions and self._accept(distributions) else None
+        data = data_of(study)
+        inside = [] if space is None else data.inside(space)
+        if distributions is None or space is None or len(inside) < _enough(space):
+            return []
+        number = len(trials)
+        rng = np.random.default_rng([self._seed, number])
+        with surrogate.one_thread(self._draw_seed(number)):
+            try:
+                model = self._model(space, data.rows(inside), trials)
+                found = next_point.propose_several(model, _pending(study, space), count, rng, _once(study))
+            except surrogate.FIT_ERRORS:
+                return []
+        return [
+            create_trial(
+                state=TrialState.RUNNING,
+                params=space.decode(proposal.features),
+                distributions=dict(distributions),
+                system_attrs={OUTLOOK: _outlook(proposal)},
+            )
+            for proposal in found
+        ]
+
+    def _model(self, space: Space, data: Data, trials: Sequence[FrozenTrial]) -> Surrogate:
+        """Of all trials, fitted on those that were done when their number had last grown by a tenth."""
+        from optimizer.surrogate import Surrogate
+
+        done = sorted(range(len(data.numbers)), key=lambda i: (_ended(trials[data.numbers[i]]), i))
+        first = data.rows(np.array(sorted(done[: _last_milestone(len(done))])))
+        if self._fitted is None or self._fitted[0] != first.numbers:
+            self._fitted = first.numbers, Surrogate(space, first.rows(most_telling(first)))
+        return Surrogate(space, data.rows(most_telling(data)), like=self._fitted[1])
+
+
+def _ended(trial: FrozenTrial) -> float:
+    return math.inf if trial.datetime_complete is None else trial.datetime_complete.timestamp()
+
+
+def _last_milestone(count: int) -> int:
+    """The last of numbers that grow by a tenth which is not above ``count``."""
+    milestone = 1
+    while (following := milestone + 1 + milestone // 10) <= count:
+        milestone = following
+    return milestone
+
+
+def _outlook(proposal: Proposal) -> dict[str, Any]:
+    return {key: value for key, value in asdict(proposal).items() if key != "features"}
 
 
 def _enough(space: Space) -> int:
     return min(len(space.names), 16) + 4
 
 
-def _pending(study: Study, trial: FrozenTrial, space: Space) -> Array:
+def _pending(study: Study, space: Space, trial: FrozenTrial | None = None) -> Array:
+    """Features ``(n, d)`` of the trials that run, ``trial`` left out."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return space.encode([p for t in trials if t.number != trial.number and (p := _params(t, space))])
+    own = None if trial is None else trial.number
+    return space.encode([p for t in trials if t.number != own and (p := _params(t, space))])
 
 
 def _once(study: Study) -> set[int]:
@@ -418,7 +493,7 @@ class _CmaEs(_Joint):
             mean=np.full(len(names), 0.5),
             sigma=1 / 6,
             bounds=np.tile([0.0, 1.0], (len(names), 1)),
-            seed=self._draw_seed(trial),
+            seed=self._draw_seed(trial.number),
             n_max_resampling=10 * len(names),
         )
         told = [

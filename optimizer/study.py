@@ -17,7 +17,7 @@ from optimizer.handmade import handmade
 from optimizer.outlook import SPENT, STOPPED, SecondLooks, end_of, end_text
 from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, patiently
 from optimizer.rivals import Rivals
-from optimizer.samplers import AGAIN, make_sampler
+from optimizer.samplers import AGAIN, drawn_together, make_sampler
 from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, from_document
 from optimizer.warm_start import INHERITED, WarmStart, extended
 from search_spaces.errors import InputError
@@ -118,9 +118,10 @@ class DriverStudy:
         self._store = store
         self._name = name
         sampler = make_sampler(self.spec.search.sampler, seed=self.spec.search.seed)
-        self._study = store.optuna_study(name, sampler)
+        self._ledger = store.ledger(name)
+        self._study = self._ledger.study(sampler)
         # Telling asks no sampler anything; opening a Trial object by number would make this one propose.
-        self._books = store.optuna_study(name, optuna.samplers.RandomSampler(seed=0))
+        self._books = self._ledger.study(optuna.samplers.RandomSampler(seed=0))
         self._rivals = Rivals(store, name, self._books) if self.spec.search.evaluation.racing else None
         self._looks = SecondLooks(self.spec)
         notes = store.notes(name)
@@ -150,25 +151,26 @@ class DriverStudy:
         """Whether an assignment is left to hand out: one from before a crash, or a trial that is planned still."""
         return self._gone is None and (bool(self._again) or len(self._states) < self.planned)
 
-    def propose(self) -> Assignment | None:
-        """The next assignment; None where nobody need work: its recipe was measured before or is out already, or the
-        database stays away.
+    def propose(self, count: int = 1) -> list[Assignment]:
+        """The next assignments, at most ``count``. None where nobody need work: what comes next was measured before or
+        is out already, or the database stays away.
         """
         try:
-            return patiently(self._propose, before_again=self._put_right)
+            return patiently(lambda: self._propose(count), before_again=self._read_again)
         except UNREACHABLE as e:
             self._gone = e
-            return None
+            return []
 
-    def record(self, outcome: Outcome) -> None:
-        """Keep an outcome, and the same for trials that wait with the same recipe."""
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Keep outcomes, and the same for trials that wait with the same recipe."""
         if self._gone is None:
             try:
-                patiently(lambda: self._record(outcome))
+                patiently(lambda: self._record(outcomes), before_again=self._ledger.reload)
             except UNREACHABLE as e:
                 self._gone = e
         if self._gone is not None:
-            self._spool.put(outcome)
+            for outcome in outcomes:
+                self._spool.put(outcome)
 
     def close(self) -> None:
         """Raises DatabaseGone where outcomes had to be left on disk."""
@@ -179,47 +181,49 @@ class DriverStudy:
                 f"`mergefront resume {self._name}` takes them up when it is back."
             )
 
-    def _propose(self) -> Assignment | None:
-        if self._again:
-            assignment = self._again[0]
-        elif self._start:
-            assignment = self._starting(self._start[0])
-            self._start.pop(0)
-        else:
-            last = self._handmade()
-            assignment = self._starting(last[0]) if last else self._best_next()
-        if self._rivals is not None and assignment.split == "search":
-            assignment = replace(assignment, rivals=self._rivals.against(assignment.number))
+    def _propose(self, count: int) -> list[Assignment]:
+        picked = self._again[:count] or self._begin(count) or self._best_next(count)
+        if self._rivals is not None:
+            picked = [replace(a, rivals=self._rivals.against(a.number)) if a.split == "search" else a for a in picked]
+        known = [self._known(assignment) for assignment in picked]
+        self._keep([_once_more(k, a.number) for k, a in zip(known, picked, strict=True) if k is not None])
         self._look()
-        # Nothing below the hand-out may fail: an assignment that is out must reach the caller.
-        handed_out = self._hand_out(assignment)
-        self._again = [a for a in self._again if a.number != assignment.number]
-        return handed_out
+        # Nothing below may fail: an assignment that is out must reach the caller.
+        numbers = {assignment.number for assignment in picked}
+        self._again = [a for a in self._again if a.number not in numbers]
+        return [a for k, a in zip(known, picked, strict=True) if k is None and self._is_first(a)]
 
-    def _hand_out(self, assignment: Assignment) -> Assignment | None:
-        asked = (assignment.recipe.digest, assignment.split)
-        known = self._store.find(self._name, *asked)
+    def _known(self, assignment: Assignment) -> Measured | None:
+        """What was measured of the same recipe before, where that will do."""
+        known = self._store.find(self._name, assignment.recipe.digest, assignment.split)
         # Who is not raced answers everything, also where the same recipe was stopped in a race.
-        if known is not None and (not known.stopped or assignment.rivals is not None):
-            self._keep(_once_more(known, assignment.number))
-            return None
+        return None if known is None or (known.stopped and assignment.rivals is None) else known
+
+    def _is_first(self, assignment: Assignment) -> bool:
+        """Whether its recipe is not out already; if it is, what comes of it will be kept for both."""
+        asked = (assignment.recipe.digest, assignment.split)
         if asked in self._out:
             self._twins.setdefault(asked, []).append(assignment.number)
-            return None
+            return False
         self._out[asked] = assignment.number
-        return assignment
+        return True
 
-    def _record(self, outcome: Outcome) -> None:
-        asked = (outcome.recipe.digest, outcome.split)
-        self._keep(outcome)
-        for number in self._twins.get(asked, []):
-            self._keep(_once_more(outcome, number))
-        self._out.pop(asked, None)
-        self._twins.pop(asked, None)
+    def _record(self, outcomes: Sequence[Outcome]) -> None:
+        asked = [(outcome.recipe.digest, outcome.split) for outcome in outcomes]
+        twins = [_once_more(o, n) for key, o in zip(asked, outcomes, strict=True) for n in self._twins.get(key, [])]
+        self._keep([*outcomes, *twins])
+        for key in asked:
+            self._out.pop(key, None)
+            self._twins.pop(key, None)
         self._look()
-        if isinstance(outcome, Measured):
-            self._seconds += outcome.seconds.get("gpu", 0.0)
-            self._end_if_spent()
+        self._seconds += sum(o.seconds.get("gpu", 0.0) for o in outcomes if isinstance(o, Measured))
+        self._end_if_spent()
+
+    def _read_again(self) -> None:
+        """An attempt to propose failed, and the database may have kept it."""
+        self._ledger.reload()
+        self._put_right()
+        self._start = self._missing_starts()
 
     def counts(self) -> tuple[int, int, int]:
         """How many trials are measured, failed and planned."""
@@ -229,56 +233,76 @@ class DriverStudy:
         """States of the trials that count towards the planned number: every one whose proposal was not cut off."""
         self._states = [t.state for t in self._study.get_trials(deepcopy=False) if "recipe" in t.user_attrs]
 
-    def _keep(self, outcome: Outcome) -> None:
-        if isinstance(outcome, Failed):
-            self._store.add_failed(self._name, outcome)
-            self._books.tell(outcome.number, state=TrialState.FAIL, skip_if_finished=True)
-            about = {"trial": outcome.number, "worker": outcome.worker, "traceback": outcome.traceback}
-            _log.warning("failed: %s", outcome.reason, extra=about)
-            return
-        reason = _unusable(outcome, self.spec)
-        if reason:
-            self._keep(Failed(number=outcome.number, recipe=outcome.recipe, split=outcome.split, reason=reason))
-            return
-        self._store.add_measured(self._name, outcome)
-        self._tell(outcome)
-        about = {"trial": outcome.number, "worker": outcome.worker, "seconds": dict(outcome.seconds)}
-        _log.info("measured%s", outcome.stopped and f", {outcome.stopped}", extra=about)
+    def _keep(self, outcomes: Sequence[Outcome]) -> None:
+        """Our rows of all of them first, then Optuna's; each is one transaction."""
+        usable = [self._usable(outcome) for outcome in outcomes]
+        measured = [o for o in usable if isinstance(o, Measured)]
+        failed = [o for o in usable if isinstance(o, Failed)]
+        if measured:
+            self._store.add_measured(self._name, *measured)
+        if failed:
+            self._store.add_failed(self._name, *failed)
+        with self._ledger.together():
+            for outcome in usable:
+                self._tell(outcome)
+        for outcome in usable:
+            _say(outcome)
 
-    def _tell(self, measured: Measured) -> None:
+    def _usable(self, outcome: Outcome) -> Outcome:
+        """The outcome, or a failure where its scores must not be told."""
+        reason = _unusable(outcome, self.spec) if isinstance(outcome, Measured) else None
+        if reason is None:
+            return outcome
+        return Failed(number=outcome.number, recipe=outcome.recipe, split=outcome.split, reason=reason)
+
+    def _tell(self, outcome: Outcome) -> None:
         """Tell Optuna plain finite floats; every step can be repeated after a crash."""
-        scores = [measured.scores[o.name] for o in self.spec.optimised]
-        frozen = self._frozen(measured.number)
+        if isinstance(outcome, Failed):
+            self._books.tell(outcome.number, state=TrialState.FAIL, skip_if_finished=True)
+            return
+        scores = [outcome.scores[o.name] for o in self.spec.optimised]
+        frozen = self._frozen(outcome.number)
+        if frozen.state.is_finished():
+            return
         trial = Trial(self._books, frozen._trial_id)
         trial.set_user_attr("stderr", [s.stderr for s in scores])
-        if measured.stopped:
-            trial.set_user_attr("stopped", measured.stopped)
+        if outcome.stopped:
+            trial.set_user_attr("stopped", outcome.stopped)
         for objective, score in zip(self.spec.optimised, scores, strict=True):
             for key, value in objective.violations(score.mean).items():
                 if not any(key in attr for attr in frozen.system_attrs):
                     trial.set_constraint(key, value)
         values = [float(s.mean) for s in scores]
-        self._books.tell(measured.number, values, state=TrialState.COMPLETE, skip_if_finished=True)
+        self._books.tell(outcome.number, values, state=TrialState.COMPLETE, skip_if_finished=True)
 
     def _frozen(self, number: int) -> FrozenTrial:
-        return next(t for t in reversed(self._books.get_trials(deepcopy=False)) if t.number == number)
+        return self._books.get_trials(deepcopy=False)[number]
 
-    def _best_next(self) -> Assignment:
-        """A new merge; or, where that is expected to tell more, a second look, and then the merge comes next.
+    def _begin(self, count: int) -> list[Assignment]:
+        """What is still to be measured of what the study begins with, or else ends with."""
+        left = self._start[: min(count, max(self.planned - len(self._states), 1))]
+        with self._ledger.together():
+            begun = [self._starting(start) for start in left or self._handmade()[:1]]
+        self._start = self._start[len(left) :]
+        return begun
+
+    def _best_next(self, count: int) -> list[Assignment]:
+        """New merges; or, where that is expected to tell more, a second look before them.
 
         Whatever is asked for is written down first, so a crash in between costs neither.
         """
-        asked = self._ask()
+        left = self.planned - len(self._states)
+        reserved = self._reserved(self._study.get_trials(deepcopy=False))
+        asked = self._ask(min(count, left - reserved if left > reserved else left))
         trials = self._study.get_trials(deepcopy=False)
-        new = next(t for t in reversed(trials) if t.number == asked.number)
         self._stop_if_done([t for t in trials if "recipe" in t.user_attrs])
-        room = self.planned - self._reserved(trials) - len(self._states) >= 2
-        number = self._looks.due(new, trials, self.planned) if room else None
+        room = self.planned - self._reserved(trials) - len(self._states) > len(asked)
+        due = (self._looks.due(trials[a.number], trials, self.planned) for a in asked)
+        number = next((n for n in due if n is not None), None) if room else None
         if number is None:
             return asked
-        first = next(t for t in trials if t.number == number)
-        self._again.append(asked)
-        return self._second_look(first)
+        self._again.extend(asked)
+        return [self._second_look(trials[number]), *asked][:count]
 
     def _stop_if_done(self, trials: Sequence[FrozenTrial]) -> None:
         """Ends the search once, where the study asks for it; trials that are bought later are made."""
@@ -327,8 +351,19 @@ class DriverStudy:
         number = self._study.get_trials(deepcopy=False)[-1].number
         return Assignment(number=number, recipe=recipe, split=FURTHER)
 
-    def _ask(self) -> Assignment:
-        """One proposal of the sampler. The recipe is written last: without it the proposal was cut off."""
+    def _ask(self, count: int) -> list[Assignment]:
+        """Proposals of the sampler, at most ``count``, kept together."""
+        drawn = drawn_together(self._study, count) if count > 1 else []
+        with self._ledger.together():
+            return [self._drawn(trial) for trial in drawn] or [self._asked() for _ in range(count)]
+
+    def _drawn(self, trial: FrozenTrial) -> Assignment:
+        recipe = self._space.recipe(trial.params)
+        trial.set_user_attr("recipe", recipe.to_json())
+        self._study.add_trial(trial)
+        return Assignment(number=self._study.get_trials(deepcopy=False)[-1].number, recipe=recipe)
+
+    def _asked(self) -> Assignment:
         trial = self._study.ask()
         recipe = self._space.propose(_FromTrial(trial))
         trial.set_user_attr("recipe", recipe.to_json())
@@ -339,7 +374,7 @@ class DriverStudy:
         if self._space.contains(start.recipe):
             label = {} if start.name is None else {"baseline": start.name}
             self._study.enqueue_trial(self._space.to_parameters(start.recipe), user_attrs=label)
-            return self._ask()
+            return self._asked()
         attrs = {"recipe": start.recipe.to_json(), "baseline": start.name}
         self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs))
         return Assignment(number=self._study.get_trials(deepcopy=False)[-1].number, recipe=start.recipe)
@@ -360,7 +395,7 @@ class DriverStudy:
 
     def _take_up_spooled(self) -> None:
         for path, outcome in self._spool.waiting():
-            self._keep(outcome)
+            self._keep([outcome])
             path.unlink()
             _log.warning("taken up from %s", path, extra={"trial": outcome.number})
 
@@ -401,14 +436,15 @@ class DriverStudy:
         known = self._starts().get(recipe.digest)
         if known is not None and known.name is not None:
             attrs["baseline"] = known.name
-        self._study.enqueue_trial(self._space.to_parameters(recipe), user_attrs=attrs)
-        trial = self._study.ask()
-        self._space.propose(_FromTrial(trial))
-        self._keep(replace(measured, number=trial.number))
+        with self._ledger.together():
+            self._study.enqueue_trial(self._space.to_parameters(recipe), user_attrs=attrs)
+            trial = self._study.ask()
+            self._space.propose(_FromTrial(trial))
+        self._keep([replace(measured, number=trial.number)])
 
     def _drop(self, trial: FrozenTrial) -> None:
         """A proposal that was cut off: it fails without a recipe, and so counts for nothing."""
-        storage = self._store.trials
+        storage = self._ledger
         if trial.state == TrialState.WAITING:
             storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -446,6 +482,15 @@ def _once_more(outcome: Outcome, number: int) -> Outcome:
     if isinstance(outcome, Failed):
         return replace(outcome, number=number)
     return replace(outcome, number=number, seconds=dict.fromkeys(outcome.seconds, 0.0))
+
+
+def _say(outcome: Outcome) -> None:
+    if isinstance(outcome, Failed):
+        about = {"trial": outcome.number, "worker": outcome.worker, "traceback": outcome.traceback}
+        _log.warning("failed: %s", outcome.reason, extra=about)
+    else:
+        found = {"trial": outcome.number, "worker": outcome.worker, "seconds": dict(outcome.seconds)}
+        _log.info("measured%s", outcome.stopped and f", {outcome.stopped}", extra=found)
 
 
 def _unusable(measured: Measured, spec: Spec) -> str | None:

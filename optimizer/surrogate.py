@@ -57,11 +57,13 @@ class Surrogate:
     where it is known, else one fitted variance an outcome.
     """
 
-    def __init__(self, space: Space, data: Data) -> None:
+    def __init__(self, space: Space, data: Data, like: Surrogate | None = None) -> None:
         """Fits the model.
 
         Args:
-            space: what the trials' parameters mean. data: at least two trials that lie in the space.
+            space: what the trials' parameters mean. data: at least two trials that lie in the space. like: a model of
+                fewer of them, whose kernels, noise and units are taken over in place of a fit. One with another
+                number of outcomes is left aside.
 
         Raises:
             ModelFittingError, NotPSDError, NanError: the fit failed (`FIT_ERRORS`).
@@ -75,13 +77,15 @@ class Surrogate:
         self.numbers = tuple(data.numbers[i] for i in order)
         self.features = torch.from_numpy(features[order])
         outcomes, variances = outcomes[order], variances[order]
-        self._centre = torch.from_numpy(outcomes.mean(axis=0))
-        self.scale = torch.from_numpy(_spread(outcomes))
+        if like is not None and len(like.scale) != outcomes.shape[1]:
+            like = None
+        self._centre = torch.from_numpy(outcomes.mean(axis=0)) if like is None else like._centre
+        self.scale = torch.from_numpy(_spread(outcomes)) if like is None else like.scale
         scaled = (torch.from_numpy(outcomes) - self._centre) / self.scale
         stated = torch.from_numpy(variances) / self.scale**2
         # Lengthscales are as good from some of the points, and cost the cube of their number.
         some = np.sort(most_telling(data.rows(order), FIT_POINTS))
-        self._models = _fit(self.features[some], scaled[some], stated[some])
+        self._models = _fit(self.features[some], scaled[some], stated[some]) if like is None else like._models
         noise = _noise(self._models, stated)
         self.noise = noise * self.scale[:, None] ** 2
         prior = self._kernel(self.features, self.features)
@@ -159,8 +163,17 @@ class Joint:
     def draw(self, normal: torch.Tensor) -> torch.Tensor:
         """Draws ``(s, o, b)`` from standard normal numbers ``(s, o, b)``, in units."""
         self._normal = normal
-        scaled = self._mean + (self._root @ normal.unsqueeze(-1)).squeeze(-1)
+        scaled = self._mean + torch.einsum("obk,sok->sob", self._root, normal)
         return self._model._to_units(scaled)
+
+    def together(self, x: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+        """Each draw continued to ``(n, d)`` further points jointly: ``(s, o, n)`` from normals ``(s, o, n)``."""
+        mean, half, _ = self._model._project(x)
+        cross = self._model._kernel(self._x, x) - self._half.transpose(-1, -2) @ half
+        weights = torch.linalg.solve_triangular(self._root, cross, upper=False)
+        covariance = self._model._kernel(x, x) - half.transpose(-1, -2) @ half - weights.transpose(-1, -2) @ weights
+        scaled = mean + torch.einsum("sob,obn->son", self._normal, weights)
+        return self._model._to_units(scaled + torch.einsum("onk,sok->son", _root(covariance), normal))
 
     def extend(self, x: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
         """Each draw continued to ``(n, d)`` further points, one by one: ``(s, o, n)`` from normals ``(s, o)``."""

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import optuna
@@ -29,6 +29,7 @@ from storage.errors import LeaseError, StoreError
 from storage.events import Event, Position, events_after, last_position
 from storage.jobs import Jobs
 from storage.lease import LEASE_SECONDS, Holder
+from storage.ledger import Ledger
 from storage.records import Failed, Marks, Measured, Recipe, Score
 from storage.tables import (
     CheckpointRow,
@@ -215,6 +216,11 @@ class Store:
         self._study_id(name)
         return optuna.load_study(study_name=name, storage=self.trials, sampler=sampler)
 
+    def ledger(self, name: str) -> Ledger:
+        """The trials of a study for its driver; raises StoreError for an unknown name."""
+        self._study_id(name)
+        return Ledger(self.trials, name)
+
     def study(self, name: str) -> StudyRecord:
         """The record of one study; raises StoreError for an unknown name and lists those there are."""
         with Session(self._engine) as session:
@@ -292,21 +298,22 @@ class Store:
         with Session(self._engine) as session, session.begin():
             self._row(session, name).planned = planned
 
-    def add_measured(self, name: str, measured: Measured) -> None:
-        """Keep a measurement. The same (trial, split) a second time changes nothing."""
+    def add_measured(self, name: str, *measured: Measured) -> None:
+        """Keep measurements, all in one transaction. The same (trial, split) a second time changes nothing."""
         with Session(self._engine) as session, session.begin():
             study_id = self._held_row(session, name).id
-            if session.scalar(_of(study_id, measured.split).where(EvaluationRow.number == measured.number)):
-                return
-            row = _evaluation_row(study_id, measured)
-            session.add(row)
+            there = _there(session, study_id, measured)
+            new = [(_evaluation_row(study_id, m), m) for m in measured if (m.number, m.split) not in there]
+            session.add_all(row for row, _ in new)
             session.flush()
             session.add_all(
                 MarksRow(evaluation_id=row.id, suite=suite, payload=_pack(marks))
-                for suite, marks in measured.marks.items()
+                for row, m in new
+                for suite, marks in m.marks.items()
             )
-            for key, verdict in measured.verdicts.items():
-                session.merge(VerdictRow(key=key, verdict=dict(verdict)))
+            for _, m in new:
+                for key, verdict in m.verdicts.items():
+                    session.merge(VerdictRow(key=key, verdict=dict(verdict)))
 
     def verdicts(self) -> dict[str, Mapping[str, Any]]:
         """Every judge's verdict, by the digest of what it was asked."""
@@ -384,18 +391,20 @@ class Store:
             row = session.scalars(statement.order_by(EvaluationRow.number).limit(1)).first()
         return None if row is None else self.with_marks(name, row.number, split)
 
-    def add_failed(self, name: str, failed: Failed) -> None:
-        """Keep a failed attempt with its reason."""
+    def add_failed(self, name: str, *failed: Failed) -> None:
+        """Keep failed attempts with their reasons."""
         with Session(self._engine) as session, session.begin():
-            session.add(
+            study_id = self._held_row(session, name).id
+            session.add_all(
                 FailureRow(
-                    study_id=self._held_row(session, name).id,
-                    number=failed.number,
-                    split=failed.split,
-                    reason=failed.reason,
-                    traceback=failed.traceback,
-                    worker=failed.worker,
+                    study_id=study_id,
+                    number=one.number,
+                    split=one.split,
+                    reason=one.reason,
+                    traceback=one.traceback,
+                    worker=one.worker,
                 )
+                for one in failed
             )
 
     def failures(self, name: str) -> dict[int, list[str]]:
@@ -492,7 +501,8 @@ class Store:
 
     def _study_id(self, name: str) -> int:
         with Session(self._engine) as session:
-            return self._row(session, name).id
+            known: int | None = session.scalar(sa.select(StudyRow.id).where(StudyRow.name == name))
+            return self._row(session, name).id if known is None else known
 
     def _summary(self, row: StudyRow) -> Summary:
         states, held = self._states(row.name), self._is_held(row.id)
@@ -555,6 +565,13 @@ def _of(study_id: int, split: str) -> sa.Select[EvaluationRow]:
     return sa.select(EvaluationRow).where(EvaluationRow.study_id == study_id, EvaluationRow.split == split)
 
 
+def _there(session: Session, study_id: int, measured: Sequence[Measured]) -> set[tuple[int, str]]:
+    """Which of these are kept already, by number and split."""
+    e = EvaluationRow
+    known = sa.select(e.number, e.split).where(e.study_id == study_id, e.number.in_({m.number for m in measured}))
+    return {(number, split) for number, split in session.execute(known)}
+
+
 def _evaluation_row(study_id: int, measured: Measured) -> EvaluationRow:
     return EvaluationRow(
         study_id=study_id,
@@ -592,7 +609,9 @@ def _measured(row: EvaluationRow, marks: Mapping[str, Marks]) -> Measured:
 
 
 def _pack(marks: Marks) -> bytes:
-    text = json.dumps(asdict(marks), allow_nan=False, separators=(",", ":"))
+    # Not asdict, which copies every item of every column.
+    columns = {f.name: getattr(marks, f.name) for f in fields(marks)}
+    text = json.dumps(columns, allow_nan=False, separators=(",", ":"))
     return zlib.compress(text.encode(), 1)
 
 

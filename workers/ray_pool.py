@@ -50,15 +50,16 @@ _log = logging.getLogger(__name__)
 class _Slot:
     """A worker's place: the actor that is there now, and how it has done.
 
-    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere. ``since``
-    then it has been there.
-    ``faults`` are trials it failed in a row, ``told`` is how many of the judges' new verdicts it has heard of.
+    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere. ``met`` is
+    whether there ever was, ``since`` when the actor of now got there. ``faults`` are trials it failed in a row, ``told``
+    is how many of the judges' new verdicts it has heard of.
     """
 
     actor: Any
     machine: str = "?"
     node: str = ""
     pid: int = 0
+    met: bool = False
     facts: Facts | None = None
     faults: set[object] = field(default_factory=set)
     since_canary: int = 0
@@ -89,7 +90,8 @@ class RayPool:
     A worker that dies or hangs is replaced and its trial handed out again; one that fails three different trials in a
     row, or whose merges cannot be reproduced, is retired, and the others go on. PoolError is raised where none is left.
     A worker whose machine leaves the cluster has done nothing wrong: its trial goes to another, and its place waits for
-    a machine. One whose machine has another mergefront than the driver is retired before it is told anything.
+    a machine. One whose machine has another mergefront than the driver is retired before it is told anything. The place
+    of a retired worker is not used again; Ray would give it to whoever waits for one, so who gets it keeps it.
 
     Args:
         count: how many workers, each with ``setup.threads`` CPUs, and where the device is CUDA one GPU, for every
@@ -132,6 +134,8 @@ class RayPool:
         )
         self._told: Any = ray.put(setup)
         self._retired = ""
+        self._spoilt: Counter[str] = Counter()
+        self._keepers: list[Any] = []
         self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
         self._spent = dict.fromkeys(("alive", "opening", "measured", "failed"), 0.0)
         self.gpus = _needs(setup).get("GPU", 0.0)
@@ -182,7 +186,10 @@ class RayPool:
         """Kill the actors; stop Ray if this pool started it."""
         for slot in self._slots:
             self._kill(slot)
+        for actor in self._keepers:
+            ray.kill(actor)
         self._slots.clear()
+        self._keepers.clear()
         self._idle.clear()
         self._jobs.clear()
         if self._started:
@@ -267,7 +274,9 @@ class RayPool:
         except RayError as e:
             return self._replace(job, _first_line(e))
         if isinstance(answer, _Contact):
-            if self._meet(job.slot, answer):
+            if self._spoilt[answer.node]:
+                self._keep_place(job.slot, answer.node)
+            elif self._meet(job.slot, answer):
                 self._open(job.slot)
             self._grow()
             return None
@@ -278,7 +287,8 @@ class RayPool:
 
     def _meet(self, slot: _Slot, contact: "_Contact") -> bool:
         """A worker that has a place now; whether it may stay there."""
-        slot.machine, slot.node, slot.pid, slot.since = contact.machine, contact.node, contact.pid, monotonic()
+        slot.machine, slot.node, slot.pid, slot.met = contact.machine, contact.node, contact.pid, True
+        slot.since = monotonic()
         if contact.code == code_version():
             return True
         self._retire(slot, f"workers must run the driver's {code_version()}, but {contact.machine} has {contact.code}")
@@ -367,18 +377,18 @@ class RayPool:
         _log.error(self._retired)
         self._kill(slot)
         self._slots.remove(slot)
-        if self._grows:  # who waits for a place would get the one that this has failed at
-            self._grows = False
-            for waiting in [slot for slot in self._slots if not slot.node]:
-                self._dismiss(waiting)
+        self._spoilt[slot.node] += 1
 
-    def _dismiss(self, slot: _Slot) -> None:
-        self._slots.remove(slot)
-        self._jobs = {ref: job for ref, job in self._jobs.items() if job.slot is not slot}
-        ray.kill(slot.actor)
+    def _keep_place(self, slot: _Slot, node: str) -> None:
+        """A new worker that got a retired one's place: it stays there, told nothing, and another waits for a place."""
+        self._spoilt[node] -= 1
+        self._keepers.append(slot.actor)
+        slot.actor = self._actor.remote()
+        self._call(slot)
 
     def _require_workers(self) -> None:
-        if not self._slots:
+        """One that has never had a place is none; it may wait for ever."""
+        if not any(slot.met for slot in self._slots):
             raise PoolError(f"at least one worker must be left, but none is; {self._retired}")
 
     def _greet(self, slot: _Slot, opened: "_Opened") -> None:

@@ -150,12 +150,11 @@ def test_outcomes_wait_on_disk_while_the_database_is_gone(
     study = DriverStudy(store, "tiny")
     pool = LocalPool(lambda: worker)
     for _ in range(3):
-        study.record(worker.run(study.propose()))  # type: ignore[arg-type]  # the first are all new
-    assignment = study.propose()
-    assert assignment is not None
+        study.record([worker.run(a) for a in study.propose()])
+    (assignment,) = study.propose()
     server.stop()
     outcome = worker.run(assignment)
-    study.record(outcome)
+    study.record([outcome])
     assert not study.wants_more()
     with pytest.raises(DatabaseGone, match=r"1 outcomes wait in .*spool.*`mergefront resume tiny` takes them up") as e:
         study.close()

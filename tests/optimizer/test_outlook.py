@@ -21,6 +21,7 @@ from optimizer.samplers import AGAIN, OUTLOOK, make_sampler
 from optimizer.spec import BEST_SLIDER, GREEDY_SOUP, Spec, load_spec
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
+from storage.ledger import Ledger
 from storage.records import FURTHER, Assignment, Measured, Score
 from storage.store import Store
 from tests.conftest import Counting
@@ -205,6 +206,7 @@ WRITES = [
     (Trial, "set_user_attr"),
     (Store, "add_measured"),
     (optuna.Study, "tell"),
+    (Ledger, "_write"),
 ]
 
 
@@ -219,7 +221,7 @@ def test_a_crash_around_a_second_look_loses_nothing_and_repeats_nothing(
 
     original = getattr(owner, name)
     # The second look follows the first merge of the sampler, which comes after the base and Model Stock.
-    nth = {"ask": 5, "add_trial": 3, "set_user_attr": 11, "add_measured": 7, "tell": 7}[name]
+    nth = {"ask": 5, "add_trial": 3, "set_user_attr": 11, "add_measured": 7, "tell": 7, "_write": 14}[name]
     calls = 0
 
     def crash(*arguments: Any, **options: Any) -> Any:

@@ -15,7 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from optimizer.samplers import NAMES, make_sampler
+from optimizer.next_point import MOST_TOGETHER
+from optimizer.samplers import NAMES, OUTLOOK, drawn_together, make_sampler
 
 OPTUNA_MODELS = ("gp", "tpe", "nsga2", "nsga3", "cmaes", "grid", "random")
 SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in ("a", "b", "c")}
@@ -307,3 +308,40 @@ def test_two_thousand_trials_take_auto_less_than_ten_seconds_of_one_core() -> No
     started = time.process_time()
     study.ask(SPACE)
     assert time.process_time() - started < 10.0
+
+
+def test_several_proposals_of_one_model_are_new_all_different_and_known_by_the_study_alone() -> None:
+    def drawn(rebuild: bool) -> list[dict[str, float]]:
+        study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=5))
+        search(study, 20)
+        for trial in drawn_together(study, 6):
+            study.add_trial(trial)
+        if rebuild:
+            study.sampler = make_sampler("auto", seed=5)
+        return [t.params for t in [*study.trials[20:], *drawn_together(study, 6)]]
+
+    found = drawn(rebuild=False)
+    assert found == drawn(rebuild=True)
+    mixes = np.array([weights(params) for params in found])
+    apart = np.abs(mixes[:, None] - mixes[None]).max(axis=2) + np.eye(12)
+    assert len(found) == 12
+    assert apart.min() > 1e-3
+
+
+def test_each_of_several_proposals_promises_what_it_adds_to_those_before_it() -> None:
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=0))
+    search(study, 14)
+    found = drawn_together(study, 99)
+    gains = [trial.system_attrs[OUTLOOK]["gain"] for trial in found]
+    assert len(found) == MOST_TOGETHER
+    assert all(trial.state == TrialState.RUNNING for trial in found)
+    assert gains[0] == pytest.approx(max(gains), rel=0.5)
+    assert sum(gains[8:]) < sum(gains[:8])
+    assert [trial.system_attrs[OUTLOOK]["again"] for trial in found[1:]] == [None] * 15
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampler_without_a_model_is_asked_for_one_trial_after_the_other(name: str) -> None:
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler(name, seed=0))
+    search(study, 5)
+    assert drawn_together(study, 4) == []

@@ -1,7 +1,7 @@
 """The driver's books, with a real store, a real worker and every crash between two writes."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import pytest
 from optuna.trial import TrialState
 
 from optimizer import api, loop
+from optimizer import study as study_module
 from optimizer.spec import BASE, BEST_SLIDER, GREEDY_SOUP, MODEL_STOCK, UNIFORM, Spec, load_spec
 from optimizer.study import DriverStudy, create_study
 from search_spaces.errors import InputError
 from search_spaces.recipe import only
-from storage.records import Assignment, Failed, Measured, Outcome
+from storage.ledger import Ledger
+from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
 from storage.store import Store
 from workers.pool import LocalPool
 from workers.worker import Worker
@@ -146,11 +148,10 @@ def test_a_constraint_is_told_by_optunas_own_means(
 
 def test_a_recipe_that_was_measured_is_not_measured_again(store: Store, worker: Worker) -> None:
     study = DriverStudy(store, "tiny")
-    first = study.propose()
-    assert first is not None
-    study.record(worker.run(first))
+    (first,) = study.propose()
+    study.record([worker.run(first)])
     study._start.insert(0, study._start[0].__class__(name=None, recipe=first.recipe))
-    assert study.propose() is None
+    assert study.propose() == []
     measured = store.measured("tiny")
     assert measured[1].scores == measured[0].scores
     assert trials(store)[1].values == trials(store)[0].values
@@ -158,11 +159,10 @@ def test_a_recipe_that_was_measured_is_not_measured_again(store: Store, worker: 
 
 def test_a_recipe_that_is_out_is_recorded_for_both_trials(store: Store, worker: Worker) -> None:
     study = DriverStudy(store, "tiny")
-    first = study.propose()
-    assert first is not None
+    (first,) = study.propose()
     study._start.insert(0, study._start[0].__class__(name=None, recipe=first.recipe))
-    assert study.propose() is None
-    study.record(worker.run(first))
+    assert study.propose() == []
+    study.record([worker.run(first)])
     assert [t.state for t in trials(store)] == [TrialState.COMPLETE] * 2
 
 
@@ -170,12 +170,11 @@ def test_scores_that_are_not_finite_fail_the_trial(store: Store, worker: Worker)
     from dataclasses import replace
 
     study = DriverStudy(store, "tiny")
-    first = study.propose()
-    assert first is not None
+    (first,) = study.propose()
     outcome = worker.run(first)
     assert isinstance(outcome, Measured)
     bad = replace(outcome.scores["safety"], mean=float("inf"))
-    study.record(replace(outcome, scores=dict(outcome.scores) | {"safety": bad}))
+    study.record([replace(outcome, scores=dict(outcome.scores) | {"safety": bad})])
     assert trials(store)[0].state == TrialState.FAIL
     assert store.failures("tiny") == {
         0: ["scores must be finite, but safety is inf with standard error " + f"{bad.stderr}."]
@@ -207,6 +206,7 @@ WRITES = [
     (optuna.trial.Trial, "set_user_attr"),
     (Store, "add_measured"),
     (optuna.Study, "tell"),
+    (Ledger, "_write"),
 ]
 
 
@@ -327,3 +327,109 @@ def test_a_resumed_study_proposes_what_an_uninterrupted_one_does(
     through = recipes("through", [])
     assert len(through) == 15
     assert recipes("paused", [9, 3]) == through
+
+
+class Many:
+    """Many workers that all end at once, but for one that ends when there is nothing else to do."""
+
+    def __init__(self, worker: Worker, count: int) -> None:
+        self._worker = worker
+        self._count = count
+        self.out: list[Assignment] = []
+        self.asked: list[Assignment] = []
+
+    @property
+    def room(self) -> int:
+        return self._count - len(self.out)
+
+    def submit(self, assignment: Assignment) -> None:
+        assert self.room
+        self.out.append(assignment)
+        self.asked.append(assignment)
+
+    def finished(self) -> list[Outcome]:
+        slow, others = self.out[:1], self.out[1:]
+        self.out = slow if others else []
+        return [self._worker.run(assignment) for assignment in others or slow]
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def many(study_file: Callable[..., Path], storage: str) -> Iterator[tuple[Store, Many]]:
+    spec = load_spec(study_file(search={"trials": 70, "sampler": "auto", "seed": 3}))
+    store = Store.open(storage, create=True)
+    create_study(store, spec, trials=70, fingerprints={})
+    yield store, Many(Worker(spec.setup(device="cpu")), 32)
+    store.close()
+
+
+def test_many_workers_are_fed_from_few_models_and_nobody_waits_for_a_slow_one(
+    many: tuple[Store, Many], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, pool = many
+    models: list[int] = []
+    drawn_together = study_module.drawn_together
+
+    def counting(study: optuna.Study, count: int) -> list[optuna.trial.FrozenTrial]:
+        found = drawn_together(study, count)
+        models.append(len(found))
+        return found
+
+    monkeypatch.setattr(study_module, "drawn_together", counting)
+    study = DriverStudy(store, "tiny")
+    loop.search(study, pool, lambda _: None)
+    assert study.counts() == (70, 0, 70)
+    assert len({a.number for a in pool.asked}) == len(pool.asked)
+    assert sum(models) >= 20
+    assert max(models) == 4  # an eighth of the workers
+    assert all(t.state == TrialState.COMPLETE for t in trials(store))
+    assert {t.user_attrs.get("baseline") for t in trials(store)} >= {UNIFORM, GREEDY_SOUP, BEST_SLIDER}
+    # The first was measured last.
+    assert max(trials(store), key=lambda t: t.datetime_complete).number == pool.asked[0].number  # type: ignore[arg-type,return-value]
+
+
+def test_few_workers_get_proposals_of_a_model_of_their_own(
+    many: tuple[Store, Many], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, pool = many
+    asked: list[int] = []
+    propose = DriverStudy.propose
+
+    def counting(study: DriverStudy, count: int = 1) -> list[Assignment]:
+        asked.append(count)
+        return propose(study, count)
+
+    monkeypatch.setattr(DriverStudy, "propose", counting)
+    store.set_planned("tiny", 24)
+    loop.search(DriverStudy(store, "tiny"), Many(pool._worker, 15), lambda _: None)
+    assert set(asked) == {1}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name", "nth"), [(Ledger, "_write", 14), (Store, "add_measured", 2)])
+def test_a_crash_amid_a_batch_loses_nothing(
+    many: tuple[Store, Many], monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, nth: int, after: bool
+) -> None:
+    store, pool = many
+    original, calls = getattr(owner, name), 0
+
+    def crash(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != nth or after:
+            original(*arguments, **options)
+        if calls == nth:
+            raise Crash
+
+    monkeypatch.setattr(owner, name, crash)
+    with pytest.raises(Crash):
+        loop.search(DriverStudy(store, "tiny"), pool, lambda _: None)
+    monkeypatch.undo()
+    kept = set(store.measured("tiny"))
+    again = Many(pool._worker, 32)
+    study = DriverStudy(store, "tiny")
+    loop.search(study, again, lambda _: None)
+    assert study.counts() == (70, 0, 70)
+    assert not kept & {a.number for a in again.asked if a.split == "search"}
+    assert len(store.measured("tiny")) + len(store.measured("tiny", FURTHER)) == 70
