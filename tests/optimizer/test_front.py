@@ -187,18 +187,18 @@ def test_a_front_is_the_front_of_the_means_that_it_reports() -> None:
 def test_an_error_is_read_at_the_level_of_the_model_and_not_of_the_luck() -> None:
     rates = np.linspace(0.5, 0.99, 50)[:, None]
     variances = rates * (1.0 - rates) / 200.0
-    lucky = Data(
+    stopped = np.arange(50) == 45
+    data = Data(
         numbers=tuple(range(50)),
         params=({},) * 50,
         values=rates,
-        variances=np.concatenate([variances[:-1], 4.0 * variances[-1:]]),
+        variances=np.where(stopped[:, None], 4.0 * variances, variances),
         constraints=np.zeros((50, 0)),
     )
-    stopped = np.arange(50) == 49
-    found = at_level(lucky, np.concatenate([rates[:-1], [[0.9]]]), ~stopped).variances
-    assert found[:-1] == pytest.approx(variances[:-1])
-    # A trial of a quarter of the items at 0.9, where 0.99 was measured.
-    assert found[-1, 0] == pytest.approx(4.0 * 0.9 * 0.1 / 200.0, rel=0.15)
+    found = at_level(data, np.where(stopped[:, None], 0.8, rates), ~stopped).variances
+    assert found[~stopped] == pytest.approx(variances[~stopped])
+    # A quarter of the items, and 0.95 was measured where the model sees 0.8.
+    assert found[45, 0] == pytest.approx(4.0 * 0.8 * 0.2 / 200.0, rel=0.1)
 
 
 def test_directions_only_turn_the_sign() -> None:
