@@ -386,7 +386,9 @@ class DriverStudy:
     def _put_right(self) -> None:
         known = {a.number for a in self._again} | set(self._out.values()) | set(chain(*self._twins.values()))
         measured = self._store.measured(self._name) | self._store.measured(self._name, FURTHER)
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+        # A second look goes before the new merge that it was preferred to, as it would have without the interruption.
+        for trial in sorted(left, key=lambda t: AGAIN not in t.user_attrs):
             if trial.number in known:
                 continue
             if trial.number in measured:
