@@ -195,7 +195,26 @@ def _cell(scores: Sequence[float]) -> str:
     if not scores:
         return "–"
     low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
-    return f"{middle:.3f} ({low:.2f}–{high:.2f})"
+    return f"{middle:.3f}" + (f" ({low:.2f}–{high:.2f})" if len(scores) > 1 else "")
+
+
+def led(lines: Sequence[dict[str, Any]], contestants: Sequence[str], evaluations: Sequence[int]) -> str:
+    """In how many classes the median of `auto` is the highest, where it had a rival."""
+    said = []
+    for at in map(str, evaluations):
+        there = [line for line in lines if at in line["at"] and line["contestant"] in contestants]
+        ahead = []
+        for name in dict.fromkeys(line["class"] for line in there):
+            mine = [line for line in there if line["class"] == name]
+            medians = {
+                c: np.median([_share(line, at) for line in mine if line["contestant"] == c])
+                for c in dict.fromkeys(line["contestant"] for line in mine)
+            }
+            if "auto" in medians and len(medians) > 1:
+                ahead.append(max(medians, key=lambda c: medians[c]) == "auto")
+        if ahead:
+            said.append(f"at {at} evaluations auto leads in {sum(ahead)} of {len(ahead)} classes")
+    return "; ".join(said)
 
 
 def summary(lines: Sequence[dict[str, Any]], evaluations: Sequence[int]) -> str:
@@ -296,7 +315,8 @@ def main() -> None:
     known = [line for line in read(options.cache).values() if line["in_flight"] == options.in_flight]
     lines = [line for line in known if line["class"] in options.classes]
     lines = with_best(sorted(lines, key=lambda line: (options.classes.index(line["class"]), line["seed"])))
-    print(table(lines, options.contestants, options.evaluations), summary(lines, options.evaluations), sep="\n\n")
+    asked = (options.contestants, options.evaluations)
+    print(table(lines, *asked), led(lines, *asked), summary(lines, options.evaluations), sep="\n\n")
 
 
 if __name__ == "__main__":
