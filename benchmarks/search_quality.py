@@ -11,7 +11,8 @@ spend 15 % of its evaluations on second looks at finalists, as a study does. Wit
 several at a time, an eighth of them, as a driver does.
 
 Every finished run is a line of the cache. What is there is not run again, so the work can be done in parts and seeds
-added later; `--only-table` runs nothing.
+added later; `--only-table` runs nothing. A line holds every trial as it was measured, so that `--rescore` can choose
+the fronts anew after a change of how a front is chosen, without a search.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ import numpy.typing as npt
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.study import Study, StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -63,14 +64,14 @@ class Problem(Protocol):
 def run(problem: Problem, contestant: str, seed: int, evaluations: Sequence[int], in_flight: int) -> dict[str, Any]:
     """One contestant on one problem: the true values of its front and what it reported, by number of evaluations."""
     rng = np.random.default_rng([seed, 1])
-    names = [f"w.{name}" for name in problem.names]
+    names = _parameters(problem)
     sampler = make_sampler("auto" if contestant == LOOKS else contestant, seed=seed)
     study = optuna.create_study(directions=["maximize"] * len(problem.reference), sampler=sampler)
     starts = [dict(zip(names, x.tolist(), strict=True)) for x in _starts(len(names))]
     for start in starts:
         study.enqueue_trial(start)
     space = {name: FloatDistribution(-0.5, 1.0) for name in names}
-    line: dict[str, Any] = {"at": {}, "starts": problem.true(starts).tolist(), "looks": 0}
+    told: list[dict[str, Any]] = []
     flying: list[optuna.Trial] = []
     asked = 0.0
     for done in range(1, max(evaluations) + 1):
@@ -81,12 +82,22 @@ def run(problem: Problem, contestant: str, seed: int, evaluations: Sequence[int]
             asked += time.perf_counter() - started
             flying += drawn
             left -= len(drawn)
-        if contestant != LOOKS or not _look(study, flying[0], problem, rng, SHARE * max(evaluations)):
-            _measure(study, flying.pop(0), problem, rng)
-        if done in evaluations:
-            line["at"][str(done)] = _noted(study, problem)
-    line["looks"] = sum(AGAIN in t.user_attrs for t in study.trials)
-    return line | {"ask_s": round(asked / max(evaluations), 3)}
+        again = _look(study, flying[0], SHARE * max(evaluations)) if contestant == LOOKS else None
+        trial = study.trials[again] if again is not None else flying.pop(0)
+        values, stderr = problem.measure(trial.params, rng)
+        told.append({"params": [trial.params[n] for n in names], "values": values, "stderr": stderr, "again": again})
+        _tell(study, trial, told[-1], problem)
+    return {
+        "at": {str(n): _noted(told[:n], problem) for n in evaluations},
+        "starts": problem.true(starts).tolist(),
+        "looks": sum(t["again"] is not None for t in told),
+        "ask_s": round(asked / max(evaluations), 3),
+        "trials": told,
+    }
+
+
+def _parameters(problem: Problem) -> list[str]:
+    return [f"w.{name}" for name in problem.names]
 
 
 def _drawn(study: Study, space: dict[str, FloatDistribution], count: int) -> list[optuna.Trial]:
@@ -107,39 +118,47 @@ def _starts(k: int) -> Array:
     return np.concatenate([np.ones((1, k)), np.where(np.eye(k) > 0, 1.0, -0.25)])
 
 
-def _measure(study: Study, trial: optuna.Trial, problem: Problem, rng: np.random.Generator) -> None:
-    values, stderr = problem.measure(trial.params, rng)
-    trial.set_user_attr("stderr", stderr)
-    if problem.at_least is not None:
-        trial.set_constraint("safety", problem.at_least - values[0])
-    study.tell(trial, values)
-
-
-def _look(study: Study, new: optuna.Trial, problem: Problem, rng: np.random.Generator, most: float) -> bool:
-    """A second look, where it promises more than the new point; whether there was one."""
+def _look(study: Study, new: optuna.Trial, most: float) -> int | None:
+    """The trial to look at again, where that promises more than the new point."""
     look = study.trials[new.number].system_attrs.get(OUTLOOK, {"again": None})
     known = [t.user_attrs[AGAIN] for t in study.trials if AGAIN in t.user_attrs]
     if look["again"] is None or look["worth_again"] <= look["worth"] or len(known) + 1 > most or look["again"] in known:
-        return False
-    first = study.trials[look["again"]]
-    values, stderr = problem.measure(first.params, rng)
-    limits = None if problem.at_least is None else {"safety": problem.at_least - values[0]}
-    study.add_trial(
-        create_trial(
-            params=first.params,
-            distributions=first.distributions,
-            values=values,
-            user_attrs={"stderr": stderr, AGAIN: first.number},
-            constraints=limits,
-        )
+        return None
+    return int(look["again"])
+
+
+def _tell(study: Study, trial: optuna.Trial | FrozenTrial, told: Mapping[str, Any], problem: Problem) -> None:
+    if isinstance(trial, FrozenTrial):
+        study.add_trial(_finished(told, problem))
+        return
+    trial.set_user_attr("stderr", told["stderr"])
+    for name, excess in _limits(told, problem).items():
+        trial.set_constraint(name, excess)
+    study.tell(trial, told["values"])
+
+
+def _finished(told: Mapping[str, Any], problem: Problem) -> FrozenTrial:
+    names = _parameters(problem)
+    again = {} if told["again"] is None else {AGAIN: told["again"]}
+    return create_trial(
+        params=dict(zip(names, told["params"], strict=True)),
+        distributions={name: FloatDistribution(-0.5, 1.0) for name in names},
+        values=told["values"],
+        user_attrs={"stderr": told["stderr"], **again},
+        constraints=_limits(told, problem),
     )
-    return True
 
 
-def _noted(study: Study, problem: Problem) -> dict[str, Any]:
+def _limits(told: Mapping[str, Any], problem: Problem) -> dict[str, float]:
+    return {} if problem.at_least is None else {"safety": problem.at_least - told["values"][0]}
+
+
+def _noted(told: Sequence[Mapping[str, Any]], problem: Problem) -> dict[str, Any]:
     """True and believed values of the front by posterior, and the true ones of the front by raw means."""
+    study = optuna.create_study(directions=["maximize"] * len(problem.reference))
+    study.add_trials([_finished(t, problem) for t in told])
     believed = posterior(study)
-    raw = [t for t in study.best_trials if t.state == TrialState.COMPLETE and AGAIN not in t.user_attrs]
+    raw = [t for t in study.best_trials if AGAIN not in t.user_attrs]
     return {
         "front": problem.true([study.trials[n].params for n in believed.front]).tolist(),
         "believed": [believed.trials[n].mean for n in believed.front],
@@ -194,7 +213,26 @@ def _cell(scores: Sequence[float]) -> str:
     if not scores:
         return "–"
     low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
-    return f"{middle:.3f} ({low:.2f}–{high:.2f})"
+    return f"{middle:.3f}" + (f" ({low:.2f}–{high:.2f})" if len(scores) > 1 else "")
+
+
+def led(lines: Sequence[dict[str, Any]], contestants: Sequence[str], evaluations: Sequence[int]) -> str:
+    """In how many classes the median of `auto` is the highest, where it had a rival."""
+    said = []
+    for at in map(str, evaluations):
+        there = [line for line in lines if at in line["at"] and line["contestant"] in contestants]
+        ahead = []
+        for name in dict.fromkeys(line["class"] for line in there):
+            mine = [line for line in there if line["class"] == name]
+            medians = {
+                c: np.median([_share(line, at) for line in mine if line["contestant"] == c])
+                for c in dict.fromkeys(line["contestant"] for line in mine)
+            }
+            if "auto" in medians and len(medians) > 1:
+                ahead.append(max(medians, key=lambda c: medians[c]) == "auto")
+        if ahead:
+            said.append(f"at {at} evaluations auto leads in {sum(ahead)} of {len(ahead)} classes")
+    return "; ".join(said)
 
 
 def summary(lines: Sequence[dict[str, Any]], evaluations: Sequence[int]) -> str:
@@ -234,27 +272,43 @@ def read(cache: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
     return known
 
 
-def fill(options: argparse.Namespace, cache: Path) -> None:
+def write(cache: Path, line: Mapping[str, Any]) -> None:
+    """One more line; it takes the place of an earlier one with the same key."""
+    with cache.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def fill(options: argparse.Namespace, problem_of: Callable[[str, int], Problem]) -> None:
     """Run what is missing, seed by seed, so that whatever time there is gives equally many seeds of every class."""
-    known = read(cache)
-    replay = (
-        Replay(options.family, cache.with_suffix(".truth.jsonl"), options.items) if "demo" in options.classes else None
-    )
+    known = read(options.cache)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.classes:
             for contestant in options.contestants:
                 key = (name, contestant, seed, options.in_flight)
                 if key in known and {str(e) for e in options.evaluations} <= known[key]["at"].keys():
                     continue
-                problem = replay if name == "demo" else make_problem(name, seed)
-                assert problem is not None
+                problem = problem_of(name, seed)
                 line = dict(zip(("class", "contestant", "seed", "in_flight"), key, strict=True))
                 line |= {"reference": problem.reference.tolist(), "at_least": problem.at_least}
                 line |= {"best": getattr(problem, "best", None)}
                 line |= run(problem, contestant, seed, options.evaluations, options.in_flight)
-                with cache.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                write(options.cache, line)
                 print(*key, f"{line['ask_s']} s an ask", file=sys.stderr, flush=True)
+
+
+def rescore(options: argparse.Namespace, problem_of: Callable[[str, int], Problem]) -> None:
+    """Choose the fronts of the runs that are there anew, from their trials."""
+    lines = [line for line in read(options.cache).values() if line["class"] in options.classes]
+    for line in sorted(lines, key=lambda line: (line["class"], line["seed"])):
+        problem = problem_of(line["class"], line["seed"])
+        write(options.cache, line | {"at": {at: _noted(line["trials"][: int(at)], problem) for at in line["at"]}})
+
+
+def problems(options: argparse.Namespace) -> Callable[[str, int], Problem]:
+    """What makes the problem of a class and seed; the demo's family is opened once, and only where it is asked for."""
+    truth = options.cache.with_suffix(".truth.jsonl")
+    replay = Replay(options.family, truth, options.items) if "demo" in options.classes else None
+    return lambda name, seed: replay if replay is not None and name == "demo" else make_problem(name, seed)
 
 
 def main() -> None:
@@ -269,15 +323,18 @@ def main() -> None:
     parser.add_argument("--family", type=Path, default=Path("demo"), help="directory that `mergefront demo` made")
     parser.add_argument("--items", type=int, default=20_000, help="fresh items of a true value in the demo's family")
     parser.add_argument("--cache", type=Path, default=Path("search_quality.jsonl"))
-    parser.add_argument("--only-table", action="store_true")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--only-table", action="store_true", help="run nothing")
+    what.add_argument("--rescore", action="store_true", help="run nothing, but choose the fronts of finished runs anew")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if not options.only_table:
-        fill(options, options.cache)
+        (rescore if options.rescore else fill)(options, problems(options))
     known = [line for line in read(options.cache).values() if line["in_flight"] == options.in_flight]
     lines = [line for line in known if line["class"] in options.classes]
     lines = with_best(sorted(lines, key=lambda line: (options.classes.index(line["class"]), line["seed"])))
-    print(table(lines, options.contestants, options.evaluations), summary(lines, options.evaluations), sep="\n\n")
+    asked = (options.contestants, options.evaluations)
+    print(table(lines, *asked), led(lines, *asked), summary(lines, options.evaluations), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Where a search starts, and what every merge must beat: uniform, each checkpoint, base, references, Model Stock."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import exp
 
 from optimizer.spec import BASE, MODEL_STOCK, UNIFORM, Spec
 from search_spaces.methods import SIMPLEX_METHODS
@@ -43,14 +45,30 @@ def _by_examples(spec: Spec) -> list[Baseline]:
     counts = {c.name: float(c.examples) for c in spec.checkpoints if c.examples is not None}
     if len(counts) < len(spec.checkpoints):
         return []
+    return [_in_proportion(spec, counts)]
+
+
+def by_loss(spec: Spec, losses: Mapping[str, float]) -> Baseline:
+    """A free guess: softmax(-loss), as LM-Cocktail weighs models (Xiao et al. 2023, arXiv:2311.13534).
+
+    Args:
+        losses: of every checkpoint alone, in nats a token of the gold answers. The temperature is 1 nat: a weight is in
+            proportion to the probability (geometric mean) that the checkpoint gives a right token.
+    """
+    least = min(losses.values())
+    return _in_proportion(spec, {name: exp(least - loss) for name, loss in losses.items()})
+
+
+def _in_proportion(spec: Spec, amounts: Mapping[str, float]) -> Baseline:
+    """Weights in proportion to amounts; of task vectors, scales with 1 for the largest, within their range."""
     low, high = spec.search_space.scale
-    shares = {name: min(max(count / max(counts.values()), low), high) for name, count in counts.items()}
+    scales = {name: min(max(amount / max(amounts.values()), low), high) for name, amount in amounts.items()}
     simplex = spec.search_space.methods[0] in SIMPLEX_METHODS
-    return [Baseline(name=None, recipe=spec.space.blend(_scaled(spec, counts) if simplex else shares))]
+    return Baseline(name=None, recipe=spec.space.blend(_scaled(spec, amounts) if simplex else scales))
 
 
-def _scaled(spec: Spec, weights: dict[str, float]) -> dict[str, float]:
+def _scaled(spec: Spec, weights: Mapping[str, float]) -> dict[str, float]:
     if spec.search_space.methods[0] not in SIMPLEX_METHODS:
-        return weights
+        return dict(weights)
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}

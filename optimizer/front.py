@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial
 
 from optimizer.features import Array, shared_distributions, space_of
-from optimizer.measurements import Data, data_of, most_telling, signs
+from optimizer.measurements import Data, at_level, data_of, most_telling, signs
 
 if TYPE_CHECKING:
     from optimizer.surrogate import Surrogate
@@ -25,6 +26,7 @@ ENOUGH_TRIALS = 8
 """Fewest trials in the search space that a model is asked about; below it raw means decide."""
 
 _DRAWS = 256
+_REPEATS = 64
 _SAME_PLACE = 0.03
 """Distance, in the front's own range, below which two points count as equally near to each other."""
 
@@ -62,7 +64,10 @@ def posterior_front(study: Study) -> list[int]:
 def posterior(study: Study) -> Posterior:
     """Posterior of every COMPLETE trial under a Gaussian process of the searched space.
 
-    Each trial's own noise (user attribute ``stderr``, one standard error an objective) is used where it is set.
+    Each trial's own noise (user attribute ``stderr``, one standard error an objective) is used where it is set, as it
+    is at the level where the model sees the trial (`optimizer.measurements.at_level`). What being chosen adds to a mean
+    is taken off again: on the front means are lowered by what a parametric bootstrap finds (`_sobered`).
+
     Trials outside the space (baselines) and trials far behind the front of a very long study keep their raw means and
     standard errors. The order of the trials changes nothing, nor does a second call. Objectives are modelled as
     independent of one another. Trials with values that are not finite are left out. A trial that a race stopped early
@@ -76,7 +81,7 @@ def posterior_of(found: Fit) -> Posterior:
     """The same of a study that was fitted already."""
     believed = _raw(found.data)
     if found.model is not None:
-        believed = _modelled(believed, found.model, found.rows, found.data)
+        believed = _sobered(_modelled(believed, found.model, found.rows, found.data), found.model, found)
     return _summary(found, believed)
 
 
@@ -98,10 +103,10 @@ class Fit:
 def fit(study: Study) -> Fit:
     """Fit the model of a study, or say why raw means have to do."""
     data = data_of(study)
-    model, rows, reason = _model(study, data)
     trials = study.get_trials(deepcopy=False)
     part = {t.number for t in trials if t.user_attrs.get("stopped") or "again" in t.user_attrs}
     whole = np.array([number not in part for number in data.numbers], dtype=bool)
+    model, rows, reason = _model(trials, data, whole)
     return Fit(data=data, model=model, rows=rows, signs=signs(study), whole=whole, reason=reason)
 
 
@@ -126,12 +131,14 @@ def _raw(data: Data) -> _Beliefs:
     )
 
 
-def _model(study: Study, data: Data) -> tuple[Surrogate | None, npt.NDArray[np.int_], str | None]:
+def _model(
+    trials: Sequence[FrozenTrial], data: Data, whole: npt.NDArray[np.bool_]
+) -> tuple[Surrogate | None, npt.NDArray[np.int_], str | None]:
     """The model and the rows that it was fitted on, or the reason why there is none."""
     from optimizer import surrogate
 
     nothing = np.array([], dtype=int)
-    distributions = shared_distributions(study.get_trials(deepcopy=False))
+    distributions = shared_distributions(trials)
     space = space_of(distributions) if distributions else None
     if distributions is None or (distributions and space is None):
         return None, nothing, "raw means: the search space is not made of numbers that every trial has"
@@ -141,7 +148,10 @@ def _model(study: Study, data: Data) -> tuple[Surrogate | None, npt.NDArray[np.i
     rows = rows[most_telling(data.rows(rows))]
     with surrogate.one_thread(0):
         try:
-            return surrogate.Surrogate(space, data.rows(rows)), rows, None
+            inside = data.rows(rows)
+            means, _, _ = surrogate.Surrogate(space, inside).beliefs(inside, 0)
+            again = at_level(inside, means[:, : inside.values.shape[1]], whole[rows])
+            return surrogate.Surrogate(space, again), rows, None
         except surrogate.FIT_ERRORS as error:
             return None, nothing, f"raw means: the model could not be fitted ({type(error).__name__})"
 
@@ -169,11 +179,59 @@ def _modelled(raw: _Beliefs, model: Surrogate, rows: npt.NDArray[np.int_], data:
     return new
 
 
+def _sobered(believed: _Beliefs, model: Surrogate, found: Fit) -> _Beliefs:
+    """Lower the means of the trials that are chosen by what being chosen adds to a mean.
+
+    Which are chosen is asked anew until none is on the front with a mean that was not lowered. Means stay as they are
+    where no trial would keep the constraints after it.
+    """
+    modelled = np.isin(np.arange(len(found.data.numbers)), found.rows)
+    optimism = _optimism(believed, model, found)
+    lower = np.zeros(len(modelled), dtype=bool)
+    while True:
+        sober = _moved(believed, model, -np.outer(lower, optimism))
+        front = _leaders(sober.mean, _feasible(sober.constraints) & found.whole)
+        if not front.any():
+            return believed
+        if not (front & modelled & ~lower).any():
+            return sober
+        lower |= front & modelled
+
+
+def _optimism(believed: _Beliefs, model: Surrogate, found: Fit) -> Array:
+    """By how much the outcomes ``(o,)`` of a front lie above their means before the noise that chose it.
+
+    Parametric bootstrap: the posterior means are taken for the truth, and every trial's own noise is drawn again.
+    """
+    echoes = model.echoes(found.data.rows(found.rows), _REPEATS)
+    lifts = []
+    for echo in echoes:
+        move = np.zeros((len(believed.mean), echo.shape[1]))
+        move[found.rows] = echo
+        again = _moved(believed, model, move)
+        front = _leaders(again.mean, _feasible(again.constraints) & found.whole)[found.rows]
+        if front.any():
+            # An exact sum, so that the order of the trials changes nothing.
+            lifts.append([math.fsum(column) / front.sum() for column in echo[front].T])
+    return np.mean(lifts, axis=0) if lifts else np.zeros(echoes.shape[2])
+
+
+def _moved(believed: _Beliefs, model: Surrogate, move: Array) -> _Beliefs:
+    """Beliefs with the outcomes of each trial moved by ``(n, o)``."""
+    constraints = believed.constraints.copy()
+    for i, rule in enumerate(model.rules):
+        constraints[:, i] += rule.slope * move[:, rule.outcome]
+    return replace(believed, mean=believed.mean + move[:, : model.objectives], constraints=constraints)
+
+
+def _feasible(constraints: Array) -> npt.NDArray[np.bool_]:
+    return np.asarray((constraints <= 0.0).all(axis=1))
+
+
 def _summary(found: Fit, believed: _Beliefs) -> Posterior:
     """A trial that did not answer all its items is never on the front."""
     numbers, whole = found.data.numbers, found.whole
-    feasible = np.asarray((believed.constraints <= 0.0).all(axis=1))
-    best = _leaders(believed.mean, feasible & whole)
+    best = _leaders(believed.mean, _feasible(believed.constraints) & whole)
     chance = np.mean(
         [_leaders(values, allowed & whole) for values, allowed in zip(believed.draws, believed.feasible, strict=True)],
         axis=0,

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from math import inf, isfinite
+from statistics import fmean
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from optimizer.baselines import Baseline, starting_points
+from optimizer.baselines import Baseline, by_loss, starting_points
 from optimizer.handmade import handmade
 from optimizer.outlook import SPENT, STOPPED, SecondLooks, end_of, end_text
 from optimizer.patience import UNREACHABLE, DatabaseGone, Spool, first_line, patiently
@@ -26,6 +27,7 @@ from search_spaces.space import Space
 from storage.records import FURTHER, Assignment, Failed, Measured, Outcome
 from storage.store import Store, StudyRecord
 from storage.tables import now
+from workers.marks import GOLD_NLL
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +132,7 @@ class DriverStudy:
         self._spent = SPENT in notes
         self._roomy = STOPPED in notes or self._spent or self.planned - len(starting_points(self.spec)) >= _ROOM
         self._seconds = store.seconds(name).get("gpu", 0.0)
+        self._guessed = False
         self._again: list[Assignment] = []
         self._out: dict[_Asked, int] = {}
         self._twins: dict[_Asked, list[int]] = {}
@@ -279,10 +282,10 @@ class DriverStudy:
         return self._books.get_trials(deepcopy=False)[number]
 
     def _begin(self, count: int) -> list[Assignment]:
-        """What is still to be measured of what the study begins with, or else ends with."""
+        """What is still to be measured of what the study begins with, or else what its trials so far suggest."""
         left = self._start[: min(count, max(self.planned - len(self._states), 1))]
         with self._ledger.together():
-            begun = [self._starting(start) for start in left or self._handmade()[:1]]
+            begun = [self._starting(start) for start in left or (self._handmade() or self._by_loss())[:1]]
         self._start = self._start[len(left) :]
         return begun
 
@@ -388,6 +391,22 @@ class DriverStudy:
         labels = {t.user_attrs.get("baseline") for t in trials}
         return [b for b in handmade(self.spec, self._books) if b.name not in labels]
 
+    def _by_loss(self) -> list[Baseline]:
+        """The guess by the checkpoints' losses, once each was measured alone and as long as it was not tried."""
+        if self._guessed:
+            return []
+        trials = self._study.get_trials(deepcopy=False)
+        labels = {t.user_attrs.get("baseline"): t.number for t in trials if t.state == TrialState.COMPLETE}
+        names = [c.name for c in self.spec.checkpoints]
+        if not labels.keys() >= set(names):
+            return []
+        measured = self._store.measured(self._name)
+        losses = {name: loss for name in names if (loss := _loss(measured[labels[name]])) is not None}
+        guess = [by_loss(self.spec, losses)] if len(losses) == len(names) else []
+        there = {recipe.digest for t in trials if (recipe := _recipe_of(t)) is not None}
+        self._guessed = not guess or self._space.settled(guess[0].recipe).digest in there
+        return [] if self._guessed else guess
+
     def _reserved(self, trials: Sequence[FrozenTrial]) -> int:
         """How many of the last trials are for them; none of a study that is too short to spare any."""
         labels = {t.user_attrs.get("baseline") for t in trials}
@@ -402,7 +421,9 @@ class DriverStudy:
     def _put_right(self) -> None:
         known = {a.number for a in self._again} | set(self._out.values()) | set(chain(*self._twins.values()))
         measured = self._store.measured(self._name) | self._store.measured(self._name, FURTHER)
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        left = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+        # A second look goes before the new merge that it was preferred to, as it would have without the interruption.
+        for trial in sorted(left, key=lambda t: AGAIN not in t.user_attrs):
             if trial.number in known:
                 continue
             if trial.number in measured:
@@ -475,6 +496,12 @@ def _recipe_of(trial: FrozenTrial) -> Recipe | None:
     taken = trial.user_attrs.get(INHERITED, {}) if trial.state == TrialState.COMPLETE else {}
     document = trial.user_attrs.get("recipe") or taken.get("recipe")
     return None if document is None else Recipe.from_json(document)
+
+
+def _loss(measured: Measured) -> float | None:
+    """Mean over objectives of the gold answers' negative log-likelihood; None where no scorer asked for it."""
+    found = [parts[GOLD_NLL].mean for parts in measured.breakdown.values() if GOLD_NLL in parts]
+    return fmean(found) if found else None
 
 
 def _once_more(outcome: Outcome, number: int) -> Outcome:

@@ -140,6 +140,20 @@ class Surrogate:
         back = np.argsort(order)
         return mean.T.numpy()[back], variance.sqrt().T.numpy()[back], samples.transpose(1, 2).numpy()[:, back]
 
+    def echoes(self, data: Data, draws: int) -> Array:
+        """How far the posterior mean at the model's own trials, here in the order of ``data``, moves with their noise.
+
+        Every draw is one more measurement of all trials: ``(draws, n, o)``, the second half the mirror image of the
+        first.
+        """
+        generator = torch.Generator().manual_seed(0)
+        normal = torch.randn(*self.noise.shape, draws // 2, generator=generator, dtype=torch.float64)
+        noise = torch.cat([normal, -normal], dim=-1) * (self.noise.sqrt() / self.scale[:, None]).unsqueeze(-1)
+        moved = self._kernel(self.features, self.features) @ torch.cholesky_solve(noise, self._root)
+        place = {number: i for i, number in enumerate(self.numbers)}
+        units = moved.permute(2, 1, 0) * self.scale
+        return np.asarray(units.numpy()[:, [place[number] for number in data.numbers]])
+
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         cross = self._kernel(self.features, x)
         mean = self._mean[:, None] + (cross.transpose(-1, -2) @ self._alpha).squeeze(-1)

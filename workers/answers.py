@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final
 
 from search_spaces.errors import InputError
 from workers.errors import TrialError
-from workers.marks import Bounds, Mark, Needs, gold_text, loglikelihood
+from workers.marks import Bounds, Mark, Needs, gold_nll, gold_text, loglikelihood
 from workers.options import Tokens
 from workers.questions import Answer, Continuation, Generation, LogLikelihood, Question, WholeText
 from workers.suites import Item
@@ -68,7 +68,8 @@ class ExactMatch:
         """1 or 0, with the generated text where there is one. An answer that ``extract`` does not find is wrong."""
         (answer,) = answers
         if isinstance(answer, LogLikelihood):
-            return Mark(value=float(answer.greedy), verdict="correct" if answer.greedy else "wrong")
+            verdict = "correct" if answer.greedy else "wrong"
+            return Mark(value=float(answer.greedy), verdict=verdict, parts=gold_nll(answer))
         found = self._extracted(without_thought(answer.text))
         if found is None:
             return Mark(value=0.0, verdict="no_match", output=answer.text)
@@ -118,8 +119,9 @@ class GoldNll:
         """Nats a token or bits a byte."""
         answer = loglikelihood(answers[0])
         if self.unit == "nats_per_token":
-            return Mark(value=-answer.total / answer.tokens)
-        return Mark(value=-answer.total / log(2) / len((gold_text(item) or "").encode()))
+            return Mark(value=-answer.total / answer.tokens, parts=gold_nll(answer))
+        bits = -answer.total / log(2) / len((gold_text(item) or "").encode())
+        return Mark(value=bits, parts=gold_nll(answer))
 
 
 @final

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from search_spaces.errors import InputError
-from workers.marks import Bounds, Mark, Needs, loglikelihood
+from workers.marks import Bounds, Mark, Needs, gold_nll, loglikelihood
 from workers.questions import Answer, Continuation, Question
 from workers.suites import Item, Prompt
 
@@ -46,7 +46,9 @@ class MultipleChoice:
         totals = [loglikelihood(a).total / self._length(c) for a, c in zip(answers, item.choices, strict=True)]
         best = max(range(len(totals)), key=totals.__getitem__)
         right = best == item.gold
-        return Mark(value=float(right), verdict="correct" if right else "wrong", output=item.choices[best])
+        verdict = "correct" if right else "wrong"
+        gold = gold_nll(loglikelihood(answers[item.gold or 0]))
+        return Mark(value=float(right), verdict=verdict, output=item.choices[best], parts=gold)
 
     def _length(self, choice: str) -> int:
         return {"sum": 1, "characters": len(choice), "bytes": len(choice.encode())}[self.normalise]

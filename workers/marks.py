@@ -18,12 +18,15 @@ Needs = Literal["loglikelihood", "first_token", "generation"]
 MOST_UNSCORED = 0.02
 """Share of a suite's items that may stay unscored; above it the trial fails. Items too long for the model are apart."""
 
+GOLD_NLL = "gold_nll"
+"""The part that scorers of likelihoods add: negative log-likelihood of the gold answer in nats a token."""
+
 Asked = tuple[Item, Sequence[Answer]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """One item's outcome; ``parts`` are named 0/1 values that are averaged beside the score."""
+    """One item's outcome; ``parts`` are named values that are averaged beside the score: 0 or 1, or `GOLD_NLL`."""
 
     value: float | None
     verdict: str | None = None
@@ -125,6 +128,11 @@ def loglikelihood(answer: Answer) -> LogLikelihood:
     if not isfinite(answer.total):
         raise EngineError(f"log-likelihoods must be finite, but the engine gave {answer.total}.")
     return answer
+
+
+def gold_nll(answer: LogLikelihood) -> dict[str, float]:
+    """The part of a mark that the gold answer's likelihood gives; none where it is not finite."""
+    return {GOLD_NLL: -answer.total / answer.tokens} if isfinite(answer.total) else {}
 
 
 def generated(answers: Sequence[Answer]) -> Generated:

@@ -50,9 +50,9 @@ _log = logging.getLogger(__name__)
 class _Slot:
     """A worker's place: the actor that is there now, and how it has done.
 
-    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere. ``met`` is
-    whether there ever was, ``since`` when the actor of now got there. ``faults`` are trials it failed in a row, ``told``
-    is how many of the judges' new verdicts it has heard of.
+    ``machine`` is its host, ``node`` Ray's number of it; both are empty until there is room for it somewhere. ``met``
+    is whether there ever was, ``since`` when the actor of now got there. ``faults`` are trials it failed in a row,
+    ``told`` is how many of the judges' new verdicts it has heard of.
     """
 
     actor: Any

@@ -10,7 +10,7 @@ from search_spaces.errors import InputError
 from storage.records import Marks, Score
 from workers.engine import Engine, Request
 from workers.errors import TrialError
-from workers.marks import MOST_UNSCORED, Mark, Scorer, mark_all
+from workers.marks import GOLD_NLL, MOST_UNSCORED, Mark, Scorer, mark_all
 from workers.prompts import to_requests
 from workers.questions import Answer, joined
 from workers.scores import Across, Aggregation, plain_score
@@ -271,7 +271,8 @@ class _Parts:
         for mark in marks:
             for part, value in mark.parts.items():
                 named[part].append(value)
-        return found | {part: plain_score(values) for part, values in named.items()}
+        bounds = {GOLD_NLL: None}
+        return found | {part: plain_score(v, bounds.get(part, (0.0, 1.0))) for part, v in named.items()}
 
 
 def _columns(suite: Suite, marks: Sequence[Mark]) -> Marks:

@@ -13,6 +13,7 @@ from optimizer.standing import head_text
 from optimizer.tables import pairs_text
 from optimizer.validate import Finalist
 from storage.records import SPLITS, Measured, Score
+from workers.marks import GOLD_NLL
 
 _WHERE = {
     "report": "on items that neither the search nor the choice has seen",
@@ -108,7 +109,8 @@ def rates(found: Findings) -> Table | None:
     there = found.measured[chosen.split]
     models = {f"trial {chosen.number}": chosen}
     models |= {n: there[t] for n in (BASE, UNIFORM) if (t := found.baseline(n)) is not None and t in there}
-    names = [(o, p) for o, parts in chosen.breakdown.items() for p in parts if not p.startswith(("lang:", "suite:"))]
+    others = ("lang:", "suite:", GOLD_NLL)
+    names = [(o, p) for o, parts in chosen.breakdown.items() for p in parts if not p.startswith(others)]
     if not names:
         return None
     head = ("", *(f"{o}: {p.replace('_', '-')}" for o, p in names))

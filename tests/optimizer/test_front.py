@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -17,7 +17,8 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
-from optimizer.front import hypervolume, knee, non_dominated, posterior, posterior_front, spread
+from optimizer.front import fit, hypervolume, knee, non_dominated, posterior, posterior_front, spread
+from optimizer.measurements import Data, at_level
 
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in "abc"}
@@ -47,12 +48,14 @@ def truth(w: np.ndarray) -> np.ndarray:
     return np.exp(-2.0 * ((w[:, None, :] - targets) ** 2).sum(-1))
 
 
-def noisy_trials(count: int = 30, seed: int = 0, at_least: float | None = None) -> list[FrozenTrial]:
+def noisy_trials(
+    count: int = 30, seed: int = 0, at_least: float | None = None, stderr: float = 0.03
+) -> list[FrozenTrial]:
     rng = np.random.default_rng(seed)
     w = rng.dirichlet(np.ones(3), size=count)
-    values = truth(w) + 0.03 * rng.normal(size=(count, 2))
+    values = truth(w) + stderr * rng.normal(size=(count, 2))
     limits = [None if at_least is None else at_least - float(v[0]) for v in values]
-    return [measured(a, v.tolist(), constraint=c) for a, v, c in zip(w, values, limits, strict=True)]
+    return [measured(a, v.tolist(), stderr=stderr, constraint=c) for a, v, c in zip(w, values, limits, strict=True)]
 
 
 @given(points, st.permutations([MAX, MIN, MAX]))
@@ -144,6 +147,60 @@ def test_the_posterior_is_nearer_to_the_truth_than_the_measurements() -> None:
     assert all(0.0 < s < 0.03 for e in result.trials.values() for s in e.stderr)
 
 
+def test_means_on_the_front_are_lowered_alike_by_what_being_chosen_adds_and_no_others() -> None:
+    study = study_of(noisy_trials(30, stderr=0.06))
+    result, found = posterior(study), fit(study)
+    assert found.model is not None
+    means = found.model.beliefs(found.data.rows(found.rows), 0)[0]
+    less = means - np.array([result.trials[found.data.numbers[row]].mean for row in found.rows])
+    front = np.isin([found.data.numbers[row] for row in found.rows], result.front)
+    assert less[front] == pytest.approx(np.tile(less[front][0], (front.sum(), 1)))
+    assert (less[front] > 0.002).all()
+    assert (less[front] < 0.06).all()
+    assert less[~front] == pytest.approx(0.0)
+
+
+def test_a_front_does_not_promise_what_luck_does() -> None:
+    luck, excess = [], []
+    for seed in range(8):
+        study = study_of(noisy_trials(30, seed=seed, stderr=0.06))
+        result = posterior(study)
+        excess.append(_above_truth(study, {n: result.trials[n].mean for n in result.front}))
+        luck.append(_above_truth(study, {t.number: t.values for t in study.best_trials}))
+    assert np.mean(luck) > 0.01
+    assert abs(np.mean(excess)) < 0.4 * np.mean(luck)
+
+
+def _above_truth(study: Study, means: Mapping[int, Sequence[float]]) -> float:
+    w = np.array([[study.trials[n].params[name] for name in SPACE] for n in means])
+    return float((np.array([*means.values()]) - truth(w)).mean())
+
+
+def test_a_front_is_the_front_of_the_means_that_it_reports() -> None:
+    for limit in (None, 0.6):
+        result = posterior(study_of(noisy_trials(30, at_least=limit)))
+        able = [n for n, e in result.trials.items() if limit is None or e.mean[0] >= limit]
+        best = non_dominated(np.array([result.trials[n].mean for n in able]), [MAX, MAX])
+        assert list(result.front) == [able[i] for i in best]
+
+
+def test_an_error_is_read_at_the_level_of_the_model_and_not_of_the_luck() -> None:
+    rates = np.linspace(0.5, 0.99, 50)[:, None]
+    variances = rates * (1.0 - rates) / 200.0
+    stopped = np.arange(50) == 45
+    data = Data(
+        numbers=tuple(range(50)),
+        params=({},) * 50,
+        values=rates,
+        variances=np.where(stopped[:, None], 4.0 * variances, variances),
+        constraints=np.zeros((50, 0)),
+    )
+    found = at_level(data, np.where(stopped[:, None], 0.8, rates), ~stopped).variances
+    assert found[~stopped] == pytest.approx(variances[~stopped])
+    # A quarter of the items, and 0.95 was measured where the model sees 0.8.
+    assert found[45, 0] == pytest.approx(4.0 * 0.8 * 0.2 / 200.0, rel=0.1)
+
+
 def test_directions_only_turn_the_sign() -> None:
     trials = noisy_trials(20)
     turned = [measured(np.array([*t.params.values()]), [t.values[0], -t.values[1]]) for t in trials]
@@ -219,8 +276,9 @@ def test_one_objective_is_modelled_as_it_is_beside_others() -> None:
     alone = [measured(np.array([*t.params.values()]), t.values[:1]) for t in trials]
     single, both = posterior(study_of(alone, ["maximize"])), posterior(study_of(trials))
     assert len(single.front) == 1
-    assert [e.mean[0] for e in single.trials.values()] == pytest.approx(
-        [e.mean[0] for e in both.trials.values()], abs=1e-3
+    others = [n for n in both.trials if n not in {*single.front, *both.front}]
+    assert [single.trials[n].mean[0] for n in others] == pytest.approx(
+        [both.trials[n].mean[0] for n in others], abs=1e-3
     )
 
 

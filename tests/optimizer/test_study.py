@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -52,6 +53,25 @@ def test_a_study_begins_with_uniform_corners_base_and_references(store: Store, w
     measured = store.measured("tiny")
     assert measured[1].recipe.digest == only("alpha").digest
     assert measured[4].recipe.digest == only(BASE).digest
+
+
+def test_the_checkpoints_losses_give_one_more_starting_point(store: Store, worker: Worker) -> None:
+    pool = LocalPool(lambda: worker)
+    loop.search(DriverStudy(store, "tiny"), pool, lambda _: None, lambda: len(store.measured("tiny")) >= 8)
+    run(store, worker)
+    measured = store.measured("tiny")
+    losses = [
+        np.mean([parts["gold_nll"].mean for parts in measured[n].breakdown.values() if "gold_nll" in parts])
+        for n in (1, 2, 3)
+    ]
+    assert len(set(losses)) == 3
+    weights = np.exp(-np.array(losses)) / np.exp(-np.array(losses)).sum()
+    found = [t.number for t in trials(store) if np.allclose(_weights(t), weights, atol=1e-6)]
+    assert found == [7], "right after the starting points that the study file gives, and once"
+
+
+def _weights(trial: optuna.trial.FrozenTrial) -> list[float]:
+    return [w for values in trial.user_attrs["recipe"]["weights"].values() for w in values]
 
 
 def test_a_study_ends_at_its_planned_number(store: Store, worker: Worker) -> None:

@@ -1,6 +1,7 @@
 """A study that begins with what an earlier one knows: a real store, a real worker, one checkpoint more."""
 
 from collections.abc import Callable, Iterator
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from optimizer import api, loop
-from optimizer.baselines import starting_points
+from optimizer.baselines import by_loss, starting_points
 from optimizer.results import results
 from optimizer.spec import Spec, load_spec
 from optimizer.study import DriverStudy
@@ -205,3 +206,13 @@ def test_examples_give_a_free_guess(
     del named[0]["examples"]
     spec = load_spec(study_file(checkpoints=named))
     assert starting_points(spec)[-1].name is not None
+
+
+@pytest.mark.parametrize(("method", "weights"), [("linear", (0.2, 0.2, 0.6)), ("task_arithmetic", (1 / 3, 1 / 3, 1.0))])
+def test_losses_give_a_free_guess_whose_weights_are_the_probabilities_of_right_tokens(
+    study_file: Callable[..., Path], method: str, weights: tuple[float, float, float]
+) -> None:
+    spec = load_spec(study_file(search_space={"method": method}))
+    guess = by_loss(spec, {"alpha": log(10) + 900.0, "beta": log(10) + 900.0, "gamma": log(10 / 3) + 900.0})
+    assert guess.name is None
+    assert tuple(guess.recipe.mean_weights().values()) == pytest.approx(weights)

@@ -1,6 +1,6 @@
 import json
 import sys
-from math import exp, log
+from math import exp, inf, log
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,17 @@ def test_gold_nll_is_in_nats_a_token_and_less_is_better() -> None:
     assert scorer.ask(item)[0].text == "b"  # type: ignore[union-attr]
     assert scorer.mark(item, [LogLikelihood(total=-6.0, tokens=3, greedy=False)]).value == 2.0
     assert not scorer.maximise
+
+
+def test_scorers_of_likelihoods_tell_the_gold_answers_loss_beside_their_score() -> None:
+    item = Item(id="x", prompt="p", lang="en", choices=("a", "b"), gold=1, target="b")
+    said = LogLikelihood(total=-6.0, tokens=3, greedy=False)
+    other = LogLikelihood(total=-1.0, tokens=1, greedy=True)
+    assert make_scorer("gold_nll", {"unit": "bits_per_byte"}).mark(item, [said]).parts == {"gold_nll": 2.0}
+    assert make_scorer("multiple_choice", {}).mark(item, [other, said]).parts == {"gold_nll": 2.0}
+    assert make_scorer("exact_match", {"teacher_forced": True}).mark(item, [said]).parts == {"gold_nll": 2.0}
+    never = LogLikelihood(total=-inf, tokens=3, greedy=False)
+    assert make_scorer("exact_match", {"teacher_forced": True}).mark(item, [never]).parts == {}
 
 
 def test_a_loglikelihood_that_is_not_finite_is_an_error() -> None:
