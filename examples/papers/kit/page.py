@@ -15,19 +15,18 @@ paper's protocol. This page is written by
 
     make papers
 
-which trains all models, runs all studies and measures every figure below: {seeds} training seeds, each with a base, items
-and studies of its own. Ours are figures on fresh items that neither search nor choice has seen: the mean over training
-seeds, and Student's 95 % interval of that mean in brackets. **holds** means that all of the interval is beyond what the
-claim needs, **does not** that none of it is, and *cannot be told* neither. What a model of this size shows need not hold
-for one of 8B; what it can show is that the machinery runs the comparison, and what to look for.
+which trains all models, runs all studies and measures every figure below: {seeds} training seeds, each with a base,
+items and studies of its own. Ours are figures on fresh items that neither search nor choice has seen: the mean over
+training seeds, and Student's 95 % interval of that mean in brackets. **holds** means that all of the interval is beyond
+what the claim needs, **does not** that none of it is, and *cannot be told* neither. What a model of this size shows
+need not hold for one of 8B; what it can show is that the comparison can be run, and what to look for.
 {short}
 To replay one on checkpoints of your own, copy a study file from [examples/papers](../examples/papers), change the paths
-under `base`, `checkpoints`, `references` and `suites`, and run `mergefront check`, `launch` and `validate` on it; the README in each
-paper's folder says which file asks which question. [aakanksha/8b.yaml](../examples/papers/aakanksha/8b.yaml) is the
-study of an 8B family in six languages.
+under `base`, `checkpoints`, `references` and `suites`, and run `mergefront check`, `launch` and `validate` on it; the
+README in each paper's folder says which file asks which question.
 """
 _SHORT = """
-**This is a short run, to see that everything works: its models have learnt next to nothing, and its figures mean nothing.**
+**This is a short run, to see that everything works. Its models have learnt next to nothing: its figures mean nothing.**
 """
 
 

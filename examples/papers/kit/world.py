@@ -1,4 +1,4 @@
-"""What the families learn: five skills and requests in six languages; one skill and one language are new to the base."""
+"""What the families learn: skills and requests in six languages, and one skill and one language that the base lacks."""
 
 import json
 from collections.abc import Mapping
@@ -41,8 +41,8 @@ def run(name: str, tasks: Mapping[str, float], *, steps: int, learning_rate: flo
 def write_suites(directory: Path, size: Size, seed: int) -> None:
     """Write every suite that a study file may name.
 
-    ``<skill>.<split>.jsonl`` is in the six languages, ``<skill>.mlok.<split>.jsonl`` in the new one. ``request`` holds as
-    many harmful requests as harmless ones, ``harmful`` and ``benign`` either half. Every language is asked other
+    ``<skill>.<split>.jsonl`` is in the six languages, ``<skill>.mlok.<split>.jsonl`` in the new one. ``request`` holds
+    as many harmful requests as harmless ones, ``harmful`` and ``benign`` either half. Every language is asked other
     problems, so each item counts for itself. ``phrases.json`` tells refusals.
     """
     for split in SPLITS:
