@@ -30,7 +30,7 @@ class Size:
 
 FULL = Size(
     seeds=(0, 1, 2),
-    base_steps=1200,
+    base_steps=1500,
     steps=1.0,
     trials=1.0,
     items={"search": 10, "validation": 10, "report": 50},
