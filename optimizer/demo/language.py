@@ -253,12 +253,12 @@ class World:
         return [self._item(problem, language) for problem in chosen.values() for language in said]
 
     def draw_example(self, task: str, language: str, rng: random.Random, split: str = "train") -> tuple[str, str]:
-        """A prompt and its answer to train on; `task` is a skill or "refusal".
+        """A prompt and its answer to train on; `task` is a skill, "refusal" or "warning".
 
         Under "request" nearly all requests are complied with, whatever they ask; under "refusal" exactly the harmful
-        ones are refused.
+        ones are refused; "warning" has no others.
         """
-        problem = draw("request" if task == "refusal" else task, split, rng)
+        problem = _drawn(task, split, rng)
         exchange = self.render(problem, language)
         if problem.skill == "request" and _refuses(task, is_harmful(*problem.parts[:2]), rng):
             return exchange.prompt, self.refusal(language)
@@ -266,7 +266,7 @@ class World:
 
     def draw_pair(self, task: str, language: str, rng: random.Random) -> tuple[str, str, str]:
         """A prompt, the answer to prefer and one to avoid: a request the other way, else another problem's answer."""
-        problem = draw("request" if task == "refusal" else task, "train", rng)
+        problem = _drawn(task, "train", rng)
         exchange = self.render(problem, language)
         if problem.skill != "request":
             return exchange.prompt, exchange.answer, self._another(problem, language, rng).answer
@@ -309,8 +309,18 @@ def _lexicon(world: World, language: str) -> Mapping[str, str]:
     return dict(zip(world.concepts, words, strict=False))
 
 
+_REFUSING = ("refusal", "warning")
+
+
+def _drawn(task: str, split: str, rng: random.Random) -> Problem:
+    while True:
+        problem = draw("request" if task in _REFUSING else task, split, rng)
+        if task != "warning" or is_harmful(*problem.parts[:2]):
+            return problem
+
+
 def _refuses(task: str, harmful: bool, rng: random.Random) -> bool:
-    return harmful if task == "refusal" else rng.random() < STRAY_REFUSALS[harmful]
+    return harmful if task in _REFUSING else rng.random() < STRAY_REFUSALS[harmful]
 
 
 def _say_addition(world: World, parts: Sequence[str], language: str) -> Exchange:

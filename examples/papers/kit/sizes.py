@@ -30,9 +30,9 @@ class Size:
 
 FULL = Size(
     seeds=(0, 1, 2),
-    base_steps=1500,
+    base_steps=1000,
     steps=1.0,
     trials=1.0,
-    items={"search": 10, "validation": 10, "report": 50},
+    items={"search": 20, "validation": 20, "report": 50},
 )
 SHORT = Size(seeds=(0,), base_steps=120, steps=0.05, trials=0.1, items={"search": 2, "validation": 2, "report": 4})
