@@ -30,11 +30,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """A study that has run and was validated on items that it had not seen."""
+    """A study that has run; ``validation`` is None where nobody wanted one."""
 
     spec: Spec
     results: Results
-    validation: Validation
+    validation: Validation | None
 
 
 class Lab:
@@ -52,6 +52,8 @@ class Lab:
             _log.warning("seed %d: %s", seed, reason)
         if "base" in self.left_out:
             raise InputError(self.left_out["base"])
+        self._workers: dict[str, Worker] = {}
+        self._measured: dict[tuple[str, str, str], Measured] = {}
         _link(directory / "models", models)
         write_suites(directory / "suites", size, seed)
 
@@ -73,16 +75,17 @@ class Lab:
         own = f"papers/{self.directory.parent.name}/0/"
         return read_spec(_moved(document, own, f"{self.directory}/"), {}, name=str(study_file), root=Path.cwd())
 
-    def search(self, spec: Spec, *, trials: int | None = None) -> Search:
-        """Run a study to its end in this process, or go on with it, and validate it.
+    def search(self, spec: Spec, *, trials: int | None = None, validated: bool = True) -> Search:
+        """Run a study to its end in this process, or go on with it.
 
         Args:
             trials: in place of the file's number. Either is cut down to the replay's size.
+            validated: measure its finalists on the validation split, and its picks and baselines on the report split.
         Raises: InputError where the preflight finds a problem.
         """
         starts = 4 + len(spec.checkpoints) + len(spec.references)
         planned = self.size.study_trials(trials or spec.search.trials, least=starts)
-        worker = Worker(spec.setup(device="cpu"))
+        worker = self._worker(spec)
         with open_store(f"sqlite:///{self.directory}/studies.db", create=True) as store:
             if spec.study not in {s.name for s in store.studies()}:
                 report = check(spec, timed=False, progress=NOBODY.stage)
@@ -90,7 +93,7 @@ class Lab:
                     raise InputError("\n".join(report.problems))
                 create_study(store, spec, trials=planned, fingerprints=dict(report.fingerprints))
             loop.search(DriverStudy(store, spec.study), LocalPool(lambda: worker), lambda _: None)
-            validation = validate(store, spec.study, LocalPool(lambda: worker), NOBODY)
+            validation = validate(store, spec.study, LocalPool(lambda: worker), NOBODY) if validated else None
             return Search(spec=spec, results=results(store, spec.study), validation=validation)
 
     def measure(self, spec: Spec, recipes: Mapping[str, Recipe], *, split: str = "report") -> dict[str, Measured]:
@@ -98,8 +101,21 @@ class Lab:
 
         A recipe's names are those of the spec's checkpoints, references and ``base``.
         """
-        worker = Worker(spec.setup(device="cpu"))
-        return {name: _measured(worker, name, recipe, split) for name, recipe in recipes.items()}
+        return {name: self._asked(spec, name, recipe, split) for name, recipe in recipes.items()}
+
+    def _worker(self, spec: Spec) -> Worker:
+        if spec.digest not in self._workers:
+            self._workers[spec.digest] = Worker(spec.setup(device="cpu"))
+        return self._workers[spec.digest]
+
+    def _asked(self, spec: Spec, name: str, recipe: Recipe, split: str) -> Measured:
+        key = (spec.digest, recipe.digest, split)
+        if key not in self._measured:
+            outcome = self._worker(spec).run(Assignment(number=0, recipe=recipe, split=split))
+            if isinstance(outcome, Failed):
+                raise InputError(f"every merge of a replay must be measurable, but {name} is not: {outcome.reason}")
+            self._measured[key] = outcome
+        return self._measured[key]
 
 
 def means(measured: Measured) -> dict[str, float]:
@@ -110,13 +126,6 @@ def means(measured: Measured) -> dict[str, float]:
 def parts(measured: Measured) -> dict[str, dict[str, float]]:
     """Means of every named part by objective: languages by name, and what the scorer counts (rates of refusal)."""
     return {name: {part: s.mean for part, s in of.items()} for name, of in measured.breakdown.items()}
-
-
-def _measured(worker: Worker, name: str, recipe: Recipe, split: str) -> Measured:
-    outcome = worker.run(Assignment(number=0, recipe=recipe, split=split))
-    if isinstance(outcome, Failed):
-        raise InputError(f"every merge of a replay must be measurable, but {name} is not: {outcome.reason}")
-    return outcome
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
