@@ -19,6 +19,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
+import optuna
+
 from examples.papers.kit.files import write
 from examples.papers.kit.lab import Lab
 from examples.papers.kit.models import Models, train
@@ -55,6 +57,7 @@ def paper(key: str) -> Paper:
 def replay(key: str, seed: int, size: Size, directory: Path) -> Found:
     """What one training seed of one paper gives, measured once and kept."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     of, place = paper(key), directory / key / str(seed)
     paths = Models(directory / "models", seed).paths(of.runs(size))
     known, begun, digest = place / "found.json", place / "begun", _digest(key, paths, size)

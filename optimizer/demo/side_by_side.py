@@ -49,6 +49,17 @@ def train_all(jobs: Sequence[Job], *, progress: Callable[[int], None], processes
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def train_one(job: Job, report: Callable[[int], None]) -> None:
+    """Train one run in this process; `report` gets the steps done since its last call."""
+    # Imported here so that a parent that trains nothing never pays for it.
+    from optimizer.demo import training
+
+    beside = job.out.with_name(f"{job.out.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    training.train(job.run, start=job.start, out=beside, seed=job.seed, report=report)
+    beside.rename(job.out)
+
+
 _steps_done: "Queue[int]"
 _stop: Event
 
@@ -79,13 +90,7 @@ def _wait_for_parent() -> None:
 
 
 def _train_one(job: Job) -> None:
-    # Imported here so that the parent, which trains nothing, never pays for it.
-    from optimizer.demo import training
-
-    beside = job.out.with_name(f"{job.out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    training.train(job.run, start=job.start, out=beside, seed=job.seed, report=_count)
-    beside.rename(job.out)
+    train_one(job, _count)
 
 
 def _count(steps: int) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from optimizer.demo import language, runs, side_by_side
 from optimizer.demo.runs import Run
-from optimizer.demo.side_by_side import Job, train_all
+from optimizer.demo.side_by_side import Job, train_all, train_one
+from optimizer.spec import BASE
 from search_spaces.errors import InputError
 
 _SOURCES = [Path(module.__file__ or "") for module in (language, runs)]
 _SOURCES.append(_SOURCES[0].with_name("training.py"))  # importing it would bring torch
-_RECORD = "training.json"
+RECORD = "training.json"
+"""What a run left beside its checkpoint: shares of examples answered before and after."""
 
 
 class Models:
@@ -57,29 +59,42 @@ class Models:
 
 
 def train(jobs: Sequence[Job], *, progress: Callable[[int, int], None], processes: int = side_by_side.MOST) -> None:
-    """Train jobs, each once though several papers want it; ``progress`` gets (steps done, of how many)."""
+    """Train jobs, each once though several papers want it, in this process or in two of their own.
+
+    Args:
+        progress: gets (steps done, of how many).
+    """
     each = list({job.out: job for job in jobs}.values())
-    if not each:
-        return
-    each[0].out.parent.mkdir(parents=True, exist_ok=True)
-    total = sum(job.run.steps for job in each)
-    train_all(each, progress=lambda done: progress(done, total), processes=processes)
+    total, done = sum(job.run.steps for job in each), 0
+
+    def count(steps: int) -> None:
+        nonlocal done
+        done += steps
+        progress(done, total)
+
+    for job in each:
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+    if processes > 1 and each:
+        train_all(each, progress=lambda steps: progress(steps, total), processes=processes)
+    else:
+        for job in each:
+            train_one(job, count)
 
 
 def diverged(paths: Mapping[str, Path]) -> dict[str, str]:
     """Why each checkpoint whose training diverged is left out, by its name; empty where all went well.
 
     A checkpoint must not answer fresh examples of what it was trained on worse than its start did, by more than two
-    standard errors. A loss that was no number leaves a model that answers nothing.
+    standard errors; a base must answer some. A loss that was no number leaves a model that answers none.
     """
     found = {}
     for name, path in paths.items():
-        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         before, after, items = record["before"], record["after"], record["items"]
         error = sqrt((before * (1 - before) + after * (1 - after)) / items)
-        if after < before - 2 * error:
+        if after < before - 2 * error or (name == BASE and not after):
             found[name] = (
                 f"training must not cost what it trains, but {name} answers {after:.1%} of fresh examples of its own "
-                f"data and its start answers {before:.1%} ({items} examples): it diverged, and is left out."
+                f"data where its start answered {before:.1%} ({items} examples): it diverged and is left out."
             )
     return found
