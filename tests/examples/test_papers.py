@@ -1,6 +1,11 @@
 """The three papers' replays, short: one training seed, few steps, few trials."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,8 @@ from examples.papers.kit.models import Models
 from examples.papers.kit.sizes import SHORT
 from optimizer.preflight import check
 
-PAPERS = Path(__file__).parents[2] / "examples" / "papers"
+ROOT = Path(__file__).parents[2]
+PAPERS = ROOT / "examples" / "papers"
 STUDIES = sorted(path for key in KEYS for path in (PAPERS / key).glob("*.yaml"))
 
 
@@ -23,11 +29,35 @@ def short(directory: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory after a short run."""
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, int]]:
+    """A work directory where a short run, in processes of its own, was killed as its first study began; its weights."""
     directory = tmp_path_factory.mktemp("papers")
+    command = [sys.executable, "-m", "examples.papers", KEYS[0], "--short", "--dir", str(directory)]
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as run:
+        while not (directory / KEYS[0] / "0" / "studies.db").exists():
+            assert run.poll() is None
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGKILL)
+    return directory, _weights(directory)
+
+
+@pytest.fixture(scope="module")
+def replayed(killed: tuple[Path, dict[Path, int]]) -> Path:
+    """The directory after a short run of all papers, which went on from the killed one."""
+    directory, _ = killed
     short(directory)
     return directory
+
+
+def _weights(directory: Path) -> dict[Path, int]:
+    """When each checkpoint was written."""
+    return {path: path.stat().st_mtime_ns for path in (directory / "models").glob("*/model.safetensors")}
+
+
+def test_after_a_kill_no_checkpoint_is_trained_again(killed: tuple[Path, dict[Path, int]], replayed: Path) -> None:
+    _, before = killed
+    assert len(before) == len(paper(KEYS[0]).runs(SHORT))
+    assert before.items() <= _weights(replayed).items()
 
 
 def test_every_claim_stands_on_the_page_with_a_figure_and_a_word(replayed: Path) -> None:
