@@ -23,8 +23,8 @@ import optuna
 
 from examples.papers.kit.files import write
 from examples.papers.kit.lab import Lab
-from examples.papers.kit.models import Models, train
-from examples.papers.kit.page import write_page
+from examples.papers.kit.models import Models, diverged, train
+from examples.papers.kit.page import Replayed, write_page
 from examples.papers.kit.paper import Found, Paper
 from examples.papers.kit.sizes import FULL, SHORT, Size
 from optimizer.demo.side_by_side import end_with_parent
@@ -45,7 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.train:
         return
     found = _replay_all(wanted, size, options.dir, options.processes)
-    replays = [(paper(key), [found[key, seed] for seed in size.seeds]) for key in options.papers]
+    replays = [
+        Replayed(
+            paper=paper(key),
+            found=[found[key, seed] for seed in size.seeds],
+            left_out=[reason for seed in size.seeds for reason in _left_out(key, seed, size, options.dir)],
+        )
+        for key in options.papers
+    ]
     write_page(options.out or options.dir / "papers.md", replays, short=options.short)
 
 
@@ -71,6 +78,12 @@ def replay(key: str, seed: int, size: Size, directory: Path) -> Found:
         write(known, json.dumps(found, indent=1))
     print(f"{key}, seed {seed}: done", file=sys.stderr, flush=True)
     return json.loads(known.read_text(encoding="utf-8"))
+
+
+def _left_out(key: str, seed: int, size: Size, directory: Path) -> list[str]:
+    """Why checkpoints of a seed are in no study."""
+    paths = Models(directory / "models", seed).paths(paper(key).runs(size))
+    return [f"seed {seed}: {reason}" for reason in diverged(paths).values()]
 
 
 def _replay_all(

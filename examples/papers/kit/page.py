@@ -1,6 +1,7 @@
 """docs/papers.md, written whole from what the replays found."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from examples.papers.kit.claims import Claim
@@ -30,19 +31,21 @@ _SHORT = """
 """
 
 
-def write_page(path: Path, replays: Sequence[tuple[Paper, Sequence[Found]]], *, short: bool) -> None:
-    """Write the page to ``path`` and its figures below ``papers/`` beside it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """A paper, what each training seed gave, and why checkpoints were left out, one sentence each."""
 
-    Args:
-        replays: each paper with what its training seeds gave.
-    """
-    seeds = ", ".join(sorted({str(len(found)) for _, found in replays}))
+    paper: Paper
+    found: Sequence[Found]
+    left_out: Sequence[str]
+
+
+def write_page(path: Path, replays: Sequence[Replayed], *, short: bool) -> None:
+    """Write the page to ``path`` and its figures below ``papers/`` beside it."""
+    seeds = " or ".join(sorted({str(len(r.found)) for r in replays}))
     head = _HEAD.format(seeds=seeds, short=_SHORT if short else "")
-    claims = [(paper, list(paper.claims(found))) for paper, found in replays]
-    sections = [
-        _section(paper, found, of, path.parent / "papers")
-        for (paper, found), (_, of) in zip(replays, claims, strict=True)
-    ]
+    claims = [(r.paper, list(r.paper.claims(r.found))) for r in replays]
+    sections = [_section(r, of, path.parent / "papers") for r, (_, of) in zip(replays, claims, strict=True)]
     write(path, "\n".join([head, _verdicts(claims), *sections]))
 
 
@@ -62,15 +65,13 @@ def _verdicts(claims: Sequence[tuple[Paper, Sequence[Claim]]]) -> str:
 _WORDS = ("holds", "does not", "cannot be told")
 
 
-def _section(paper: Paper, found: Sequence[Found], claims: Sequence[Claim], figures: Path) -> str:
+def _section(replayed: Replayed, claims: Sequence[Claim], figures: Path) -> str:
+    paper = replayed.paper
     rows = [[c.text, c.paper, f"{c.measure}: {c.spread.text(c.digits)}{_needed(c)}", _strong(c.word)] for c in claims]
-    return "\n".join(
-        [
-            f"## {paper.title}\n\n{paper.source}\n",
-            table(["claim", "the paper", "ours", "verdict"], rows),
-            paper.section(found, figures),
-        ]
-    )
+    parts = [f"## {paper.title}\n\n{paper.source}\n", table(["claim", "the paper", "ours", "verdict"], rows)]
+    if replayed.left_out:
+        parts.append("Left out of its seed's merges:\n\n" + "".join(f"- {reason}\n" for reason in replayed.left_out))
+    return "\n".join([*parts, paper.section(replayed.found, figures)])
 
 
 def _needed(claim: Claim) -> str:
