@@ -11,7 +11,7 @@ from examples.papers.kit.lab import Lab, Search, means
 from examples.papers.kit.sizes import Size
 from examples.papers.kit.world import base, run
 from optimizer.demo.runs import Run
-from optimizer.front import non_dominated
+from optimizer.front import non_dominated, spread
 from optimizer.results import Row, direction
 from optimizer.spec import BASE, Spec
 from search_spaces.recipe import Recipe
@@ -26,6 +26,7 @@ _ADDITION = {"addition": 1.0, "refusal": 0.05, "sorting": 0.1}
 _SAFETY = {"addition": 0.1, "refusal": 1.0, "sorting": 0.05}
 _SORTING = {"addition": 0.1, "refusal": 0.05, "sorting": 1.0}
 _FULL, _EARLY, _HOT = 120, 30, 2e-3
+_STOPS = 10
 
 
 def runs(size: Size) -> list[Run]:
@@ -57,56 +58,56 @@ def runs(size: Size) -> list[Run]:
 
 def replay(lab: Lab) -> dict[str, Any]:
     """Both settings of one training seed."""
-    return {"left out": sorted(lab.left_out), **{setting: _setting(lab, setting) for setting in SETTINGS}}
+    return {setting: _setting(lab, setting) for setting in SETTINGS}
 
 
 def _setting(lab: Lab, setting: str) -> dict[str, Any]:
     """Scores on fresh items of every checkpoint, baseline and search, and the searches' weights."""
     file = _FOLDER / f"{setting}.yaml"
     paper = lab.search(lab.spec(file), validated=False)
-    own = lab.search(lab.spec(file, name=f"khalifa-{setting}-auto", search={"sampler": AUTO}))
+    own = lab.search(lab.spec(file, name=f"khalifa-{setting}-auto", search={"sampler": AUTO}), validated=False)
     spec = paper.spec
     searched = {row.baseline: _means(row) for row in paper.results.baselines if row.baseline}
     names = [c.name for c in spec.checkpoints]
     ranked = sorted(names, key=lambda name: mean(searched[name].values()), reverse=True)
-    best = max(paper.results.merges, key=lambda row: mean(_means(row).values())).recipe
-    chosen = _chosen(own)
+    shipped = {
+        CMAES: max(paper.results.merges, key=lambda row: mean(_means(row).values())).recipe,
+        AUTO: max(own.results.slider, key=lambda row: mean(m for m, _ in row.posterior.values())).recipe,
+    }
     poor = ranked[-(len(ranked) // 4) :]
-    recipes = {
-        **{name: spec.space.blend({name: 1.0}) for name in names},
+    rivals = {
         BASE: next(row.recipe for row in paper.results.baselines if row.baseline == BASE),
         "uniform": spec.space.blend(dict.fromkeys(names, 1 / len(names))),
         "best per task": spec.space.blend(_even({max(names, key=lambda n: searched[n][o]) for o in searched[BASE]})),
         "greedy soup": spec.space.blend(_even(_soup(lab, spec, ranked))),
-        CMAES: best,
-        AUTO: chosen,
-        **{f"{AUTO} {row.trial}": row.recipe for row in own.results.slider},
-        **{f"{CMAES} {row.trial}": row.recipe for row in _front(paper)},
-        **{f"{name} without the poor": _without(r, poor) for name, r in ((CMAES, best), (AUTO, chosen))},
     }
+    others = {
+        **{name: spec.space.blend({name: 1.0}) for name in names},
+        **{f"{name} without the poor": _without(recipe, poor) for name, recipe in shipped.items()},
+        **{f"{CMAES} {row.trial}": row.recipe for row in _few(paper, _front(paper))},
+        **{f"{AUTO} {row.trial}": row.recipe for row in _few(own, own.results.slider)},
+    }
+    optimised, watched = (_only(spec, role) for role in ("optimise", "watch"))
+    held_out = lab.measure(watched, {ranked[0]: others[ranked[0]]} | rivals | shipped)
     return {
         "objectives": [o.name for o in spec.optimised],
         "checkpoints": names,
         "poor": poor,
         "best checkpoint": ranked[0],
         "trials": len(paper.results.rows),
-        "fresh": {name: means(measured) for name, measured in lab.measure(spec, recipes).items()},
-        "weights": {name: recipe.mean_weights() for name, recipe in recipes.items() if name in (CMAES, AUTO)},
+        "fresh": {name: means(m) for name, m in lab.measure(optimised, others | rivals | shipped).items()},
+        "held out": {name: mean(means(m).values()) for name, m in held_out.items()},
+        "weights": {name: recipe.mean_weights() for name, recipe in shipped.items()},
     }
+
+
+def _only(spec: Spec, role: str) -> Spec:
+    """The spec with the objectives of one role."""
+    return spec.model_copy(update={"objectives": [o for o in spec.objectives if o.role == role]})
 
 
 def _means(row: Row) -> dict[str, float]:
     return {name: score.mean for name, score in row.objectives.items()}
-
-
-def _chosen(search: Search) -> Recipe:
-    """Of the merges among the finalists the one with the best macro-average on the validation split."""
-    assert search.validation is not None
-    optimised = [o.name for o in search.spec.optimised]
-    merges = {row.trial: row.recipe for row in search.results.merges}
-    finalists = [f for f in search.validation.finalists if f.trial in merges]
-    best = max(finalists, key=lambda f: mean(f.splits["validation"][name].mean for name in optimised))
-    return merges[best.trial]
 
 
 def _front(search: Search) -> list[Row]:
@@ -114,6 +115,12 @@ def _front(search: Search) -> list[Row]:
     merges = search.results.merges
     values = np.array([list(_means(row).values()) for row in merges])
     return [merges[i] for i in non_dominated(values, [direction(o) for o in search.spec.optimised])]
+
+
+def _few(search: Search, rows: Sequence[Row]) -> list[Row]:
+    """At most `_STOPS` of a front, as far from one another as can be."""
+    values, directions = search.results.means(rows)
+    return [rows[i] for i in spread(values, directions, _STOPS)] if len(rows) > _STOPS else list(rows)
 
 
 def _even(names: set[str] | Sequence[str]) -> dict[str, float]:
