@@ -1,6 +1,7 @@
-"""Three mixtures of general and safety data, six languages alone: merges by objective and by language, against mixing."""
+"""Mixtures of general and safety data, and six languages alone: merges by objective and by language against mixing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from examples.papers.kit.world import GENERAL, LANGUAGES, base, run
 from optimizer.demo.runs import Run
 from optimizer.results import Row
 from optimizer.spec import BASE, Spec
+from search_spaces.methods import CATALOGUE
 from search_spaces.recipe import Recipe, only
 
 STUDIES = {
@@ -36,7 +38,7 @@ def runs(size: Size) -> list[Run]:
         return run(name, _mixture(safety), steps=size.run_steps(steps), **others)
 
     def preferred(name: str, safety: float) -> Run:
-        return one(f"{name}-dpo", safety, _PREFERENCE_STEPS, learning_rate=1e-4, beta=0.1)
+        return one(f"{name}-dpo", safety, _PREFERENCE_STEPS, learning_rate=1e-4, beta=0.3)
 
     return [
         base(size),
@@ -53,7 +55,9 @@ def runs(size: Size) -> list[Run]:
 
 def _mixture(safety: float) -> dict[str, float]:
     """Tasks of which a share is safety data: requests, the harmful ones refused."""
-    return {name: (1 - safety) / len(GENERAL) for name in GENERAL if safety < 1} | ({"refusal": safety} if safety else {})
+    return {name: (1 - safety) / len(GENERAL) for name in GENERAL if safety < 1} | (
+        {"refusal": safety} if safety else {}
+    )
 
 
 def replay(lab: Lab) -> dict[str, Any]:
@@ -64,33 +68,34 @@ def replay(lab: Lab) -> dict[str, Any]:
 def _study(lab: Lab, key: str) -> dict[str, Any]:
     """What the paper's grid and our search choose, and what fresh items say of these and of everything that is trained.
 
-    From either the merge is chosen whose lesser gain over the reference, of the two axes, is the greatest.
+    Either chooses, by the search items, the merge whose lesser gain over the reference, of the two axes, is greatest.
     """
     spec = lab.spec(_FOLDER / f"{key}.yaml")
     trained = {name: only(name) for name in (BASE, *(c.name for c in (*spec.checkpoints, *spec.references)))}
-    seen = {name: means(m) for name, m in lab.measure(spec, trained, split="search").items()}
-    bar = seen[STUDIES[key]]
-    chosen: dict[str, Recipe] = {}
-    tried = 0
-    for method, recipes in _grids(spec).items():
-        scores = lab.measure(spec, {str(n): recipe for n, recipe in enumerate(recipes)}, split="search")
-        best = max(scores, key=lambda n: balance(means(scores[n]), bar))
-        seen[method], chosen[method] = means(scores[best]), recipes[int(best)]
-        tried += len(recipes)
-    grid = max(chosen, key=lambda method: balance(seen[method], bar))
+    bar = means(lab.measure(spec, trained, split="search")[STUDIES[key]])
+    grids = {method: recipes[:: round(1 / lab.size.trials)] for method, recipes in _grids(spec).items()}
+    by_hand = {method: _best(lab, spec, recipes, bar) for method, recipes in grids.items()}
+    best = _best(lab, spec, list(by_hand.values()), bar)
     found = lab.search(spec, validated=False).results
     searched = max(found.merges, key=lambda row: balance(_likely(row), bar)).recipe
-    fresh = lab.measure(spec, trained | chosen | {SEARCH: searched})
+    merges = {**by_hand, SEARCH: searched}
+    fresh = lab.measure(spec, trained | merges)
     return {
         "reference": STUDIES[key],
-        "methods": list(chosen),
-        GRID: grid,
-        "tried": {GRID: tried, SEARCH: len(found.rows)},
-        "recipes": {name: recipe.to_json() for name, recipe in {**chosen, SEARCH: searched}.items()},
+        "methods": list(by_hand),
+        GRID: best.method,
+        "worst language": _worst_language(lab, spec, best),
+        "tried": {GRID: sum(map(len, grids.values())), SEARCH: len(found.rows)},
+        "recipes": {name: recipe.to_json() for name, recipe in merges.items()},
         "fresh": {name: means(m) for name, m in fresh.items()},
         "parts": {name: parts(m) for name, m in fresh.items()},
-        "worst language": {name: _worst_language(lab, spec, r) for name, r in {**chosen, SEARCH: searched}.items()},
     }
+
+
+def _best(lab: Lab, spec: Spec, recipes: Sequence[Recipe], bar: Mapping[str, float]) -> Recipe:
+    """The best balanced of some recipes by the search items."""
+    asked = lab.measure(spec, {str(n): recipe for n, recipe in enumerate(recipes)}, split="search")
+    return recipes[int(max(asked, key=lambda n: balance(means(asked[n]), bar)))]
 
 
 def balance(scores: Mapping[str, float], bar: Mapping[str, float]) -> float:
@@ -111,35 +116,33 @@ def _worst_language(lab: Lab, spec: Spec, recipe: Recipe) -> str:
 
 def _grids(spec: Spec) -> dict[str, list[Recipe]]:
     """What the paper tries by hand, by method."""
-    methods = spec.search_space.methods
-    names = [c.name for c in spec.checkpoints]
-    return {method: list(_by_objective(spec, method) if len(names) == 2 else _alike(spec, method)) for method in methods}
+    tried = _by_objective if len(spec.checkpoints) == 2 else _alike
+    return {method: tried(spec, method) for method in spec.search_space.methods}
 
 
 def _by_objective(spec: Spec, method: str) -> list[Recipe]:
     """Two checkpoints: every weight of the grid, the same at all depths or from one end of the model to the other."""
     first, second = (c.name for c in spec.checkpoints)
     inner = _GRID[1:-1]
-    if _on_simplex(spec, method):
+    if _on_simplex(method):
         shares = [(a, b) for a, b in product(_GRID, repeat=2) if a != b or a in inner]
         return [_recipe(spec, method, {first: share, second: tuple(1 - x for x in share)}) for share in shares]
     constant = [((a, a), (b, b)) for a, b in product(_GRID[1:], repeat=2)]
-    pairs = [*constant, *(zip(_GRADIENTS, reversed(_GRADIENTS), strict=True))]
+    pairs = [*constant, *zip(_GRADIENTS, reversed(_GRADIENTS), strict=True)]
     return [_recipe(spec, method, {first: a, second: b}) for a, b in pairs]
 
 
 def _alike(spec: Spec, method: str) -> list[Recipe]:
     """Several checkpoints: all with one weight, which is searched where it is free."""
     names = [c.name for c in spec.checkpoints]
-    scales: Sequence[float] = (1 / len(names),) if _on_simplex(spec, method) else _GRID[1:]
+    scales: Sequence[float] = (1 / len(names),) if _on_simplex(method) else _GRID[1:]
     return [_recipe(spec, method, dict.fromkeys(names, (scale,))) for scale in scales]
 
 
-def _on_simplex(spec: Spec, method: str) -> bool:
+def _on_simplex(method: str) -> bool:
     return CATALOGUE[method].drawn == "simplex"
 
 
 def _recipe(spec: Spec, method: str, weights: Mapping[str, tuple[float, ...]]) -> Recipe:
-    fixed = spec.search_space.parameters
-    parameters = {name: fixed[name][0] if name in fixed else PARAMETERS[name].default for name in CATALOGUE[method].parameters}
-    return Recipe(method=method, groups=spec.search_space.groups, weights=weights, parameters=parameters)
+    """The method's recipe with the parameters that the study file fixes."""
+    return replace(replace(spec.space, methods=(method,)).blend({}), weights=weights)
