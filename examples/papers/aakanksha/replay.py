@@ -10,7 +10,7 @@ from examples.papers.kit.lab import Lab, means, parts
 from examples.papers.kit.sizes import Size
 from examples.papers.kit.world import GENERAL, LANGUAGES, base, run
 from optimizer.demo.runs import Run
-from optimizer.results import Row
+from optimizer.results import Results, Row
 from optimizer.spec import BASE, Spec
 from search_spaces.methods import CATALOGUE
 from search_spaces.recipe import Recipe, only
@@ -77,7 +77,7 @@ def _study(lab: Lab, key: str) -> dict[str, Any]:
     by_hand = {method: _best(lab, spec, recipes, bar) for method, recipes in grids.items()}
     best = _best(lab, spec, list(by_hand.values()), bar)
     found = lab.search(spec, validated=False).results
-    searched = max(found.merges, key=lambda row: balance(_likely(row), bar)).recipe
+    searched = max(_searched(found), key=lambda row: balance(_likely(row), bar)).recipe
     merges = {**by_hand, SEARCH: searched}
     fresh = lab.measure(spec, trained | merges)
     return {
@@ -101,6 +101,11 @@ def _best(lab: Lab, spec: Spec, recipes: Sequence[Recipe], bar: Mapping[str, flo
 def balance(scores: Mapping[str, float], bar: Mapping[str, float]) -> float:
     """The lesser of the gains on both axes."""
     return min(scores[axis] - bar[axis] for axis in AXES)
+
+
+def _searched(found: Results) -> list[Row]:
+    """Merges of the methods that are searched; baselines may be of others."""
+    return [row for row in found.merges if row.recipe.method in found.spec.space.methods]
 
 
 def _likely(row: Row) -> dict[str, float]:
