@@ -182,7 +182,9 @@ def section(found: Sequence[Any], figures: Path) -> str:
             _FAMILY,
             "![Mixing and merging in the plane of general quality and safety](papers/aakanksha.svg)\n",
             *(f"### {title}\n\n{_scores(found, key)}" for key, title in _TITLES.items()),
-            f"### By language, relative to the base\n\n{_LANGUAGES}\n\n{_by_language(found)}",
+            f"### Relative to the base, by language\n\n{_LANGUAGES}",
+            f"General quality:\n\n{_by_language(found, 'general')}",
+            f"Harm:\n\n{_by_language(found, 'refused')}",
         ]
     )
 
@@ -195,31 +197,40 @@ together. The grid is the paper's: weights of 0, .3, .5, .7 and 1, the same at a
 depth; density .5. Of each method's merges the one stands here whose lesser gain over *mix-15*, of the two axes, is the
 greatest on the search items. *Search* is ours over the same spaces, all methods in one study, chosen by the same rule.
 Safety is the share of harmful requests refused and of harmless ones complied with, half and half. The paper counts
-harm: how many harmful requests are complied with, here as a change against the base.
+harm: how many harmful requests are not refused, here as a change in percent of the base's.
 """
-_LANGUAGES = (
-    "Change of general quality, in percent of the base's, and the language that loses most in the mean of all seeds."
-)
+_LANGUAGES = """\
+Changes in percent of the base's figure; of general quality less is worse, of harm less is better. The language named
+last fares worst in the mean over seeds.
+"""
 
 
 def _scores(found: Sequence[Any], key: str) -> str:
+    """Monolingual checkpoints stand in one row, as their mean."""
     methods = found[0][key]["methods"]
-    trained = [name for name in found[0][key]["fresh"] if name not in (*methods, SEARCH)]
-    columns: dict[str, Callable[[Any, str], float]] = {
-        "general": lambda s, name: 100 * _fresh(s, key, name)["general"],
-        "safety": lambda s, name: 100 * _fresh(s, key, name)["safety"],
-        "harm, change in %": lambda s, name: 100 * (_harm(s, key, name) / _harm(s, key, BASE) - 1),
-        "harmless refused, %": lambda s, name: 100 * _part(s, key, name, "safety", "over_refusal"),
+    trained = [name for name in found[0][key]["fresh"] if name not in (*methods, SEARCH, *LANGUAGES)]
+    alone = [name for name in found[0][key]["fresh"] if name in LANGUAGES]
+    rows = {name: [name] for name in trained} | ({"one language alone, mean": alone} if alone else {})
+    rows |= {_shown(found, key, name): [name] for name in (*methods, SEARCH)}
+    columns = _COLUMNS if key != _THREE else {name: _COLUMNS[name] for name in AXES}
+    cells = {
+        row: [Spread.of([mean(of(s, key, name) for name in names) for s in found]).text() for of in columns.values()]
+        for row, names in rows.items()
     }
-    rows = [
-        [_shown(found, key, name), *(Spread.of([of(s, name) for s in found]).text() for of in columns.values())]
-        for name in (*trained, *methods, SEARCH)
-    ]
-    return table(["", *columns], rows)
+    return table(["", *columns], [[row, *figures] for row, figures in cells.items()])
 
 
 def _harm(seed: Any, key: str, name: str) -> float:
-    return 1 - _fresh(seed, key, name)["refused"]
+    """Its change, in percent of the base's."""
+    return _relative(seed, key, name, "refused", "mean")
+
+
+_COLUMNS: Mapping[str, Callable[[Any, str, str], float]] = {
+    "general": lambda s, key, name: 100 * _fresh(s, key, name)["general"],
+    "safety": lambda s, key, name: 100 * _fresh(s, key, name)["safety"],
+    "harm, change in %": _harm,
+    "harmless refused, %": lambda s, key, name: 100 * _part(s, key, name, "safety", "over_refusal"),
+}
 
 
 def _shown(found: Sequence[Any], key: str, name: str) -> str:
@@ -227,30 +238,33 @@ def _shown(found: Sequence[Any], key: str, name: str) -> str:
     if name == SEARCH:
         chosen = [_METHODS[s[key]["recipes"][SEARCH]["method"]] for s in found]
         return f"**search** ({', '.join(chosen)})"
-    if name in _METHODS:
-        best = sum(s[key][GRID] == name for s in found)
-        return f"grid, {_METHODS[name]}" + (f" (the best in {best} of {len(found)})" if best else "")
-    return name
+    best = sum(s[key][GRID] == name for s in found)
+    return f"grid, {_METHODS[name]}" + (f" (its best in {best} of {len(found)} seeds)" if best else "")
 
 
-def _by_language(found: Sequence[Any]) -> str:
-    merges = [(key, name) for key in (_SFT, _SIX) for name in (found[0][key]["reference"], GRID, SEARCH)]
-    return table(
-        ["", *LANGUAGES, "loses most"],
-        [_language_row(found, key, name) for key, name in dict.fromkeys(merges)],
-    )
+def _by_language(found: Sequence[Any], objective: str) -> str:
+    merges = [(_SFT, "mix-15"), *((key, name) for key in (_SFT, _SIX) for name in (GRID, SEARCH))]
+    return table(["", *LANGUAGES, "fares worst"], [_language_row(found, key, name, objective) for key, name in merges])
 
 
-def _language_row(found: Sequence[Any], key: str, name: str) -> list[str]:
-    changes = {lang: [_relative(s, key, name, lang) for s in found] for lang in LANGUAGES}
-    worst = min(LANGUAGES, key=lambda lang: mean(changes[lang]))
-    label = name if name == found[0][key]["reference"] else f"{_named(key)}, {name}"
+def _language_row(found: Sequence[Any], key: str, name: str, objective: str) -> list[str]:
+    changes = {lang: [_relative(s, key, name, objective, f"lang:{lang}") for s in found] for lang in LANGUAGES}
+    sign = -1 if objective == "refused" else 1
+    worst = min(LANGUAGES, key=lambda lang: sign * mean(changes[lang]))
+    label = name if name not in (GRID, SEARCH) else f"{_named(key)}, {name}"
     return [label, *(Spread.of(values).text() for values in changes.values()), worst]
 
 
-def _relative(seed: Any, key: str, name: str, lang: str) -> float:
-    after, before = (_part(seed, key, n, "general", f"lang:{lang}") for n in (name, BASE))
-    return 100 * (after / before - 1)
+def _relative(seed: Any, key: str, name: str, objective: str, part: str) -> float:
+    """The change of a figure in percent of the base's; of "refused" that of what is not refused, the harm."""
+    after, before = (_figure(seed, key, n, objective, part) for n in (name, BASE))
+    # Only the base of a short run gets everything wrong.
+    return 100 * (after / before - 1) if before else 0.0
+
+
+def _figure(seed: Any, key: str, name: str, objective: str, part: str) -> float:
+    value = _fresh(seed, key, name)[objective] if part == "mean" else _part(seed, key, name, objective, part)
+    return 1 - value if objective == "refused" else value
 
 
 def _draw(found: Sequence[Any], path: Path) -> None:
