@@ -104,8 +104,9 @@ def balance(scores: Mapping[str, float], bar: Mapping[str, float]) -> float:
 
 
 def _searched(found: Results) -> list[Row]:
-    """Merges of the methods that are searched; baselines may be of others."""
-    return [row for row in found.merges if row.recipe.method in found.spec.space.methods]
+    """Merges by the methods that are searched: no checkpoint alone, and no baseline of another method."""
+    methods = found.spec.space.methods
+    return [r for r in found.merges if r.recipe.method in methods and sum(map(any, r.recipe.weights.values())) > 1]
 
 
 def _likely(row: Row) -> dict[str, float]:
