@@ -73,7 +73,7 @@ def _study(lab: Lab, key: str) -> dict[str, Any]:
     spec = lab.spec(_FOLDER / f"{key}.yaml")
     trained = {name: only(name) for name in (BASE, *(c.name for c in (*spec.checkpoints, *spec.references)))}
     bar = means(lab.measure(spec, trained, split="search")[STUDIES[key]])
-    grids = {method: recipes[:: round(1 / lab.size.trials)] for method, recipes in _grids(spec).items()}
+    grids = {method: recipes[:: round(1 / lab.size.trials)] for method, recipes in grids(spec).items()}
     by_hand = {method: _best(lab, spec, recipes, bar) for method, recipes in grids.items()}
     best = _best(lab, spec, list(by_hand.values()), bar)
     found = lab.search(spec, validated=False).results
@@ -120,7 +120,7 @@ def _worst_language(lab: Lab, spec: Spec, recipe: Recipe) -> str:
     return min(LANGUAGES, key=lambda lang: after[f"lang:{lang}"] - before[f"lang:{lang}"])
 
 
-def _grids(spec: Spec) -> dict[str, list[Recipe]]:
+def grids(spec: Spec) -> dict[str, list[Recipe]]:
     """What the paper tries by hand, by method."""
     tried = _by_objective if len(spec.checkpoints) == 2 else _alike
     return {method: tried(spec, method) for method in spec.search_space.methods}
