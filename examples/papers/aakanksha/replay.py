@@ -73,8 +73,8 @@ def _study(lab: Lab, key: str) -> dict[str, Any]:
     spec = lab.spec(_FOLDER / f"{key}.yaml")
     trained = {name: only(name) for name in (BASE, *(c.name for c in (*spec.checkpoints, *spec.references)))}
     bar = means(lab.measure(spec, trained, split="search")[STUDIES[key]])
-    grids = {method: recipes[:: round(1 / lab.size.trials)] for method, recipes in grids(spec).items()}
-    by_hand = {method: _best(lab, spec, recipes, bar) for method, recipes in grids.items()}
+    tried = {method: recipes[:: round(1 / lab.size.trials)] for method, recipes in grids(spec).items()}
+    by_hand = {method: _best(lab, spec, recipes, bar) for method, recipes in tried.items()}
     best = _best(lab, spec, list(by_hand.values()), bar)
     found = lab.search(spec, validated=False).results
     searched = max(_searched(found), key=lambda row: balance(_likely(row), bar)).recipe
@@ -85,7 +85,7 @@ def _study(lab: Lab, key: str) -> dict[str, Any]:
         "methods": list(by_hand),
         GRID: best.method,
         "worst language": _worst_language(lab, spec, best),
-        "tried": {GRID: sum(map(len, grids.values())), SEARCH: len(found.rows)},
+        "tried": {GRID: sum(map(len, tried.values())), SEARCH: len(found.rows)},
         "recipes": {name: recipe.to_json() for name, recipe in merges.items()},
         "fresh": {name: means(m) for name, m in fresh.items()},
         "parts": {name: parts(m) for name, m in fresh.items()},
