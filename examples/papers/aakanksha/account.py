@@ -114,7 +114,7 @@ def _three_or_six(found: Sequence[Any]) -> list[Claim]:
 
 
 def _who_loses(found: Sequence[Any], key: str) -> list[Claim]:
-    """Which language loses is told by the search items, how much by fresh ones: the worst of six figures is bad by luck."""
+    """The search items tell which language loses, fresh ones how much: the worst of six figures is bad by luck."""
     return [
         Claim(
             text=f"{_named(key)}: the average of the languages rises above the base",
