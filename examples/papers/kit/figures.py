@@ -30,7 +30,7 @@ def plane(path: Path, groups: Mapping[str, Group], *, x: str, y: str) -> None:
         axes.plot(
             [p[1] for p in points],
             [p[2] for p in points],
-            "-" if group.joined else "",
+            linestyle="-" if group.joined else "none",
             marker=group.mark,
             color=group.colour,
             linewidth=1,
