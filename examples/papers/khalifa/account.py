@@ -136,7 +136,7 @@ def _told(found: Sequence[Any]) -> str:
     alone = sum(max(s["weights"][CMAES].values()) > 1 - _NON_ZERO for s in found)
     return (
         f"Of the checkpoints {Spread.of(traded).text(0)} % are dominated by no other on fresh items. Each search had "
-        f"{found[0]['trials']} evaluations, baselines included. CMA-ES shipped a single checkpoint, unmixed, in {alone} "
+        f"{found[0]['trials']} evaluations, baselines included. CMA-ES shipped a checkpoint unmixed in {alone} "
         f"of {len(found)} training seeds; there it neither gains nor loses anything.\n"
     )
 
