@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adjustText import adjust_text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -36,12 +37,16 @@ def plane(path: Path, groups: Mapping[str, Group], *, x: str, y: str) -> None:
             linewidth=1,
             label=label,
         )
-        for name, at_x, at_y in points:
-            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7, "color": PALETTE.muted}
-            axes.annotate(name, (at_x, at_y), **place)
+    axes.margins(0.08)
+    named = [point for group in groups.values() for point in group.points if point[0]]
+    texts = [axes.text(at_x, at_y, name, fontsize=7, color=PALETTE.muted) for name, at_x, at_y in named]
+    everything = [point for group in groups.values() for point in group.points]
+    marks = {"x": [p[1] for p in everything], "y": [p[2] for p in everything]}
+    if texts:  # a number of steps, not a time: the same points must give the same drawing on a busy machine
+        adjust_text(texts, ax=axes, iter_lim=200, arrowprops={"arrowstyle": "-", "color": PALETTE.grid}, **marks)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     write(figure, path, salt=path.stem)
