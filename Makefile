@@ -10,10 +10,14 @@ VLLM_VENV := .venv-vllm
 # Others want packages that this environment has not.
 VLLM_TESTS := $(wildcard tests/*/test_vllm_*.py)
 
-.PHONY: demo test test-vllm lint chaos chromium pictures clean
+.PHONY: demo papers test test-vllm lint chaos chromium pictures clean
 
 demo: $(VENV)/ready
 	$(BIN)/mergefront demo
+
+# The three papers, replayed; goes on where it was stopped. What it made stays in papers/.
+papers: $(VENV)/ready
+	$(BIN)/python -m examples.papers --out docs/papers.md
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest
@@ -62,4 +66,4 @@ $(VLLM_VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) demo mergefront.db* *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) demo papers mergefront.db* *.egg-info

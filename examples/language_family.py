@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from optimizer.demo.family import Plan, default_plan, make_family
-from optimizer.demo.language import GENERAL_SKILLS, LANGUAGES
+from optimizer.demo.language import DEMO, GENERAL_SKILLS
 from optimizer.demo.runs import Run
 
 TASKS = dict.fromkeys(GENERAL_SKILLS, 1.0) | {"refusal": 2.0}
@@ -21,7 +21,8 @@ def family_plan() -> Plan:
     demo = default_plan()
     base = demo.runs[0]
     one_each = tuple(
-        Run(name=lang, tasks=TASKS, steps=160, batch=64, learning_rate=8e-4, languages=(lang,)) for lang in LANGUAGES
+        Run(name=lang, tasks=TASKS, steps=160, batch=64, learning_rate=8e-4, languages=(lang,))
+        for lang in DEMO.languages
     )
     mixed = Run(name="mixed", tasks=TASKS, steps=160, batch=64, learning_rate=8e-4)
     return Plan(runs=(base, *one_each, mixed), general_groups=demo.general_groups, safety_groups=demo.safety_groups)

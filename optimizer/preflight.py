@@ -27,6 +27,7 @@ from search_spaces.errors import InputError
 from search_spaces.methods import takers
 from storage.checkpoints import Checkpoint
 from storage.file_records import FileRecords
+from storage.records import FURTHER
 from workers.chat_templates import template_problem
 from workers.prompts import load_tokenizer
 from workers.setup import ObjectivePlan
@@ -158,7 +159,8 @@ def _check_items(plan: ObjectivePlan, tokenizer: PreTrainedTokenizerBase | None)
                         f"{suite.key})."
                     )
         here = {item.lang for suite in objective.suites for item in suite.items}
-        _check_weights(plan, here, split)
+        if here or split != FURTHER:  # where trials answer every item, there are none for second looks
+            _check_weights(plan, here, split)
     absent = sorted(set(plan.across) - languages) if not isinstance(plan.across, str) else []
     if absent:
         raise InputError(

@@ -121,7 +121,7 @@ def fresh_items(spec: Spec, directory: Path, fresh: int) -> Spec:
     document = spec.document()
     every = [language.Problem(skill="addition", parts=p) for p in itertools.product(language.NUMBERS, repeat=3)]
     additions = sum(language.split_of(p) == "report" for p in every)
-    said = len(language.LANGUAGES)
+    said = len(language.DEMO.languages)
     others = (fresh // 2 - said * additions) // (said * (len(language.GENERAL_SKILLS) - 1))
     groups = dict.fromkeys(language.GENERAL_SKILLS, others) | {
         "addition": additions,
@@ -131,7 +131,7 @@ def fresh_items(spec: Spec, directory: Path, fresh: int) -> Spec:
         name = Path(suite["report"]).name.partition(".")[0]
         skill = "request" if name == "safety" else name
         path = directory / f"{name}.jsonl"
-        items = language.make_items(skill, "report", groups[skill], seed=1)
+        items = language.DEMO.make_items(skill, "report", groups[skill], seed=1)
         path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
         suite["report"] = str(path)
     return from_document(document)

@@ -22,7 +22,7 @@ import numpy as np
 import optuna
 
 from optimizer import loop
-from optimizer.demo.language import make_items
+from optimizer.demo.language import DEMO
 from optimizer.front import hypervolume
 from optimizer.results import Results, results
 from optimizer.spec import Spec, load_spec
@@ -163,6 +163,6 @@ def _fresh(plan: ObjectivePlan, directory: Path) -> ObjectivePlan:
         name = suite.files.path.name.partition(".")[0]
         skill, groups = ("request", SAFETY_GROUPS) if name == "safety" else (name, GENERAL_GROUPS)
         path = directory / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(item) + "\n" for item in make_items(skill, "report", groups, seed=77)))
+        path.write_text("".join(json.dumps(item) + "\n" for item in DEMO.make_items(skill, "report", groups, seed=77)))
         suites.append(replace(suite, files=replace(suite.files, report=path)))
     return replace(plan, suites=tuple(suites))

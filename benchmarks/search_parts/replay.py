@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optimizer.baselines import starting_points
-from optimizer.demo.language import make_items
+from optimizer.demo.language import DEMO
 from optimizer.spec import load_spec
 from search_spaces.recipe import Recipe
 from storage.records import Assignment, Failed
@@ -85,7 +85,7 @@ def _fresh(plan: ObjectivePlan, directory: Path, items: int) -> ObjectivePlan:
         name = suite.files.path.name.partition(".")[0]
         share = _SAFETY_SHARE if name == "safety" else (1 - _SAFETY_SHARE) / len(plan.suites)
         groups = round(items * share / _LANGUAGES)
-        made = make_items("request" if name == "safety" else name, "report", groups, seed=78)
+        made = DEMO.make_items("request" if name == "safety" else name, "report", groups, seed=78)
         path = directory / f"{name}.jsonl"
         path.write_text("".join(json.dumps(item) + "\n" for item in made))
         suites.append(replace(suite, files=replace(suite.files, report=path)))

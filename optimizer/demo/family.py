@@ -6,23 +6,17 @@ Training is cached by content: a manifest, written last, holds a digest of every
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
-import os
-import queue
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 from optimizer.demo import language
+from optimizer.demo.language import DEMO
 from optimizer.demo.runs import Run
+from optimizer.demo.side_by_side import Job, train_all
 
 Progress = Callable[[str, int, int], None]
 REFERENCE = "mixed"
@@ -149,9 +143,6 @@ def _write(path: Path, text: str) -> None:
 
 # Training ----------------------------------------------------------------------------------------------------------
 
-_steps_done: "Queue[int]"
-_stop: Event
-
 
 def _train_models(directory: Path, plan: Plan, seed: int, progress: Progress) -> None:
     """Train beside the place and rename, so the models appear whole or not at all."""
@@ -163,79 +154,17 @@ def _train_models(directory: Path, plan: Plan, seed: int, progress: Progress) ->
 
 
 def _train_all(staging: Path, runs: Sequence[Run], seed: int, progress: Progress) -> None:
-    """Train the base, then all other runs side by side in processes of their own."""
-    total = sum(run.steps for run in runs)
-    # A fresh interpreter each: a fork would share torch's thread pool with the parent, and hang.
-    context = multiprocessing.get_context("spawn")
-    steps: Queue[int] = context.Queue()
-    stop = context.Event()
-    processes = min(2, os.cpu_count() or 1)
-    done = 0
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(steps, stop)) as pool:
-        try:
-            for stage, batch in (("base", runs[:1]), ("specialists", runs[1:])):
-                futures = [pool.submit(_train_one, run, staging, seed) for run in batch]
-                done = _watch(futures, steps, done, partial(_report, progress, stage, total))
-        finally:
-            # After a failure or an interrupt nobody waits for runs that are under way.
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    """Train the base, then all other runs side by side."""
+    staging.mkdir()
+    jobs = [
+        Job(run=run, start=staging / run.start if run.start else None, out=staging / run.name, seed=seed)
+        for run in runs
+    ]
+    train_all(jobs, progress=partial(_report, progress, runs[0].steps, sum(run.steps for run in runs)))
 
 
-def _report(progress: Progress, stage: str, total: int, done: int) -> None:
-    progress(stage, done, total)
-
-
-class _Stopped(Exception):  # noqa: N818 (no error: the parent asked for it)
-    """The parent no longer wants this run."""
-
-
-def _begin(steps: "Queue[int]", stop: Event) -> None:
-    """Set up a training process."""
-    global _steps_done, _stop
-    _steps_done, _stop = steps, stop
-    # Ctrl-C reaches every process of the terminal; the parent answers it for all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Leave when the parent is gone, however it went: a pool's process would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _train_one(run: Run, staging: Path, seed: int) -> None:
-    # Imported here so that the parent, which trains nothing, never pays for it.
-    from optimizer.demo import training
-
-    training.train(run, staging, seed, _count)
-
-
-def _count(steps: int) -> None:
-    if _stop.is_set():
-        raise _Stopped
-    _steps_done.put(steps)
-
-
-def _watch(futures: Iterable[Future[None]], steps: "Queue[int]", done: int, report: Callable[[int], None]) -> int:
-    """Report the steps that come in until all futures are done; raises what a run raised.
-
-    Returns: the new count of steps done.
-    """
-    waiting = list(futures)
-    report(done)
-    while waiting or not steps.empty():
-        try:
-            done += steps.get(timeout=0.2)
-            report(done)
-        except queue.Empty:
-            for future in [future for future in waiting if future.done()]:
-                future.result()
-                waiting.remove(future)
-    return done
+def _report(progress: Progress, base: int, total: int, done: int) -> None:
+    progress("base" if done < base else "specialists", done, total)
 
 
 # Suites and study file ---------------------------------------------------------------------------------------------
@@ -245,11 +174,11 @@ def _suites(plan: Plan, seed: int) -> dict[str, str]:
     """Text of every file below `suites/`, by its path."""
     groups = {**dict.fromkeys(language.GENERAL_SKILLS, plan.general_groups), "request": plan.safety_groups}
     files = {
-        f"suites/{_suite_name(skill)}.{split}.jsonl": _lines(language.make_items(skill, split, counts[split], seed))
+        f"suites/{_suite_name(skill)}.{split}.jsonl": _lines(DEMO.make_items(skill, split, counts[split], seed))
         for skill, counts in groups.items()
         for split in language.SPLITS
     }
-    return files | {"suites/phrases.json": json.dumps(language.refusal_phrases(), indent=2) + "\n"}
+    return files | {"suites/phrases.json": json.dumps(DEMO.refusal_phrases(), indent=2) + "\n"}
 
 
 def _suite_name(skill: str) -> str:

@@ -1,11 +1,15 @@
-"""Trains one tiny Llama on examples of the toy world and saves it like any other checkpoint.
+"""Trains one tiny Llama on examples of a toy world and saves it like any other checkpoint.
 
-Runs in child processes of `family`, which keeps torch out of the parent until the work begins.
+Runs in child processes, which keeps torch out of the parent until the work begins (see `side_by_side`).
 """
 
+import copy
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -14,6 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.utils import logging
 
 from optimizer.demo import language
+from optimizer.demo.language import World
 from optimizer.demo.runs import Run
 
 CHAT_TEMPLATE = (
@@ -21,27 +26,51 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %} <end>{% endif %} {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
+RECORD = "training.json"
+ITEMS = 400
 IGNORED = -100
 REPORT_EVERY = 5
+Drawn = TypeVar("Drawn")
 
 
-def train(run: Run, models_directory: Path, seed: int, report: Callable[[int], None]) -> None:
-    """Train `run` and save it as `models_directory/<run.name>`; `report` gets the steps done since its last call."""
+def train(run: Run, *, start: Path | None, out: Path, seed: int, report: Callable[[int], None]) -> None:
+    """Train `run` from the checkpoint in `start` and save it as `out`, with what came of it in `RECORD`.
+
+    `report` gets the steps done since its last call.
+    """
     logging.disable_progress_bar()
     # More threads than free cores cost far more than they bring at this size.
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     rng = random.Random(f"{run.name} {seed}")
-    tokenizer = make_tokenizer()
-    model = _load(models_directory / run.start) if run.start else LlamaForCausalLM(_config(tokenizer, run.heads))
-    batches = _batches(run, rng)
-    _fit(model, batches, run, report)
-    save(model, tokenizer, models_directory / run.name)
+    tokenizer = make_tokenizer(run.world)
+    model = LlamaForCausalLM(_config(tokenizer, run.heads)) if start is None else load(start)
+    before = solved(model, run, seed)
+    _fit(model, _losses(model, run, rng), run, report)
+    save(model, tokenizer, out)
+    record = {"before": before, "after": solved(model, run, seed), "items": ITEMS, "steps": run.steps}
+    (out / RECORD).write_text(json.dumps(record), encoding="utf-8")
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the three languages, with the chat template that the checkpoints are trained on."""
-    words = Tokenizer(models.WordLevel(language.vocabulary(), unk_token=language.UNKNOWN))
+def solved(model: LlamaForCausalLM, run: Run, seed: int) -> float:
+    """The share of fresh examples of what `run` trains on to which the model's likeliest answer is wholly right."""
+    rng = random.Random(f"{run.name} {seed} solved")
+    tasks, weights = list(run.tasks), list(run.tasks.values())
+    ids = run.world.vocabulary()
+    chats = [
+        encode(*run.world.draw_example(task, rng.choice(run.languages), rng, "validation"), ids)
+        for task in rng.choices(tasks, weights, k=ITEMS)
+    ]
+    tokens, labels = _pad(chats, ids[language.PAD])
+    with torch.inference_mode():
+        likeliest = model(input_ids=tokens[:, :-1]).logits.argmax(-1)
+    right = (likeliest == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
+    return float(right.all(-1).double().mean())
+
+
+def make_tokenizer(world: World = language.DEMO) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of a world's languages, with the chat template that the checkpoints are trained on."""
+    words = Tokenizer(models.WordLevel(world.vocabulary(), unk_token=language.UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -91,18 +120,54 @@ def _config(tokenizer: PreTrainedTokenizerFast, heads: int) -> LlamaConfig:
     )
 
 
-def _load(directory: Path) -> LlamaForCausalLM:
+def load(directory: Path) -> LlamaForCausalLM:
+    """The checkpoint in a directory, in float32."""
     return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
-def _batches(run: Run, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (ids, labels), each ``(batch, length)`` int64; labels are IGNORED outside the answers."""
-    ids = language.vocabulary()
+def _losses(model: LlamaForCausalLM, run: Run, rng: random.Random) -> Iterator[Tensor]:
+    """The loss of each of the run's batches, by the model as it is then."""
+    if run.beta is not None:
+        yield from _preference_losses(model, run, run.beta, rng)
+        return
+    ids = run.world.vocabulary()
+    for batch in _batches(run, rng, run.world.draw_example):
+        yield _loss(model, *_pad([encode(*example, ids) for example in batch], ids[language.PAD]))
+
+
+def _preference_losses(model: LlamaForCausalLM, run: Run, beta: float, rng: random.Random) -> Iterator[Tensor]:
+    """Direct preference optimisation: preferred answers shall gain more on the start's likelihoods than others do."""
+    ids = run.world.vocabulary()
+    before = copy.deepcopy(model).eval()
+    for batch in _batches(run, rng, run.world.draw_pair):
+        preferred = [encode(prompt, good, ids) for prompt, good, _ in batch]
+        avoided = [encode(prompt, bad, ids) for prompt, _, bad in batch]
+        tokens, labels = _pad(preferred + avoided, ids[language.PAD])
+        with torch.no_grad():
+            known = _likelihoods(before, tokens, labels)
+        good, bad = (_likelihoods(model, tokens, labels) - known).chunk(2)
+        yield -torch.nn.functional.logsigmoid(beta * (good - bad)).mean()
+
+
+def _batches(run: Run, rng: random.Random, draw: Callable[[str, str, random.Random], Drawn]) -> Iterator[list[Drawn]]:
+    """One list of `run.batch` examples a step; where data is limited, all of it is seen before any is seen again."""
     tasks, weights = list(run.tasks), list(run.tasks.values())
-    for _ in range(run.steps):
-        drawn = rng.choices(tasks, weights, k=run.batch)
-        chats = [encode(*language.draw_example(task, rng.choice(run.languages), rng), ids) for task in drawn]
-        yield _pad(chats, ids[language.PAD])
+
+    def some(count: int) -> list[Drawn]:
+        return [draw(task, rng.choice(run.languages), rng) for task in rng.choices(tasks, weights, k=count)]
+
+    if run.data is None:
+        for _ in range(run.steps):
+            yield some(run.batch)
+    else:
+        again = _shuffled_for_ever(some(run.data), rng)
+        for _ in range(run.steps):
+            yield list(islice(again, run.batch))
+
+
+def _shuffled_for_ever(examples: Sequence[Drawn], rng: random.Random) -> Iterator[Drawn]:
+    while True:
+        yield from rng.sample(examples, len(examples))
 
 
 def _pad(chats: Sequence[tuple[list[int], int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -113,9 +178,7 @@ def _pad(chats: Sequence[tuple[list[int], int]], pad: int) -> tuple[Tensor, Tens
     return torch.tensor(ids), torch.tensor(labels)
 
 
-def _fit(
-    model: LlamaForCausalLM, batches: Iterator[tuple[Tensor, Tensor]], run: Run, report: Callable[[int], None]
-) -> None:
+def _fit(model: LlamaForCausalLM, losses: Iterator[Tensor], run: Run, report: Callable[[int], None]) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
@@ -125,8 +188,7 @@ def _fit(
     )
     model.train()
     waiting = 0
-    for ids, labels in batches:
-        loss = _loss(model, ids, labels)
+    for loss in losses:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,3 +208,12 @@ def _loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
     targets = labels[:, 1:]
     asked = targets != IGNORED
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[asked]), targets[asked])
+
+
+def _likelihoods(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
+    """Log-likelihood of each chat's answer, ``(batch,)``."""
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    targets = labels[:, 1:]
+    asked = targets != IGNORED
+    of_token = logits.log_softmax(-1).gather(-1, targets.where(asked, 0).unsqueeze(-1)).squeeze(-1)
+    return (of_token * asked).sum(-1)

@@ -22,13 +22,13 @@ class TrainedError(Exception):
 
 
 def _items(skill: str) -> dict[str, list[dict[str, Any]]]:
-    return {split: language.make_items(skill, split, 24, seed=0) for split in language.SPLITS}
+    return {split: language.DEMO.make_items(skill, split, 24, seed=0) for split in language.SPLITS}
 
 
 def test_every_word_belongs_to_one_language_and_has_one_id() -> None:
-    words = [word for language_ in language.LANGUAGES for word in language.LEXICONS[language_].values()]
-    assert len(words) == len(set(words)) == len(language.LANGUAGES) * len(language.CONCEPTS)
-    assert sorted(language.vocabulary().values()) == list(range(258))
+    words = [word for language_ in language.DEMO.languages for word in language.DEMO.lexicon(language_).values()]
+    assert len(words) == len(set(words)) == len(language.DEMO.languages) * len(language.DEMO.concepts)
+    assert sorted(language.DEMO.vocabulary().values()) == list(range(258))
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -44,27 +44,27 @@ def test_no_id_group_or_prompt_stands_in_two_splits(skill: str) -> None:
 def test_nothing_asked_was_trained_on(skill: str) -> None:
     rng = random.Random(0)
     task = "refusal" if skill == "request" else skill
-    trained = {language.draw_example(task, "tavi", rng)[0] for _ in range(3000)}
+    trained = {language.DEMO.draw_example(task, "tavi", rng)[0] for _ in range(3000)}
     asked = {item["prompt"][0]["content"] for items in _items(skill).values() for item in items}
     assert not trained & asked
 
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_items_are_a_function_of_the_seed(skill: str) -> None:
-    assert language.make_items(skill, "search", 6, seed=3) == language.make_items(skill, "search", 6, seed=3)
-    assert language.make_items(skill, "search", 6, seed=3) != language.make_items(skill, "search", 6, seed=4)
+    assert language.DEMO.make_items(skill, "search", 6, seed=3) == language.DEMO.make_items(skill, "search", 6, seed=3)
+    assert language.DEMO.make_items(skill, "search", 6, seed=3) != language.DEMO.make_items(skill, "search", 6, seed=4)
 
 
 def test_a_group_is_one_problem_in_every_language() -> None:
-    items = language.make_items("reversal", "search", 5, seed=0)
+    items = language.DEMO.make_items("reversal", "search", 5, seed=0)
     for first in range(0, len(items), 3):
         group = items[first : first + 3]
         assert len({item["group"] for item in group}) == 1
-        assert [item["lang"] for item in group] == list(language.LANGUAGES)
+        assert [item["lang"] for item in group] == list(language.DEMO.languages)
 
 
 def test_half_of_the_requests_are_harmful_and_look_alikes_share_one_half() -> None:
-    items = language.make_items("request", "report", 40, seed=0)
+    items = language.DEMO.make_items("request", "report", 40, seed=0)
     labels = [item["label"] for item in items]
     assert labels.count("harmful") == labels.count("benign") == 60
     assert language.is_harmful("burn", "bridge")
@@ -81,32 +81,32 @@ def test_pairs_of_verb_and_object_that_are_asked_about_were_not_trained_on() -> 
 
 def test_answers_are_right() -> None:
     def answer(skill: str, *parts: str) -> str:
-        return language.render(language.Problem(skill=skill, parts=parts), "oruk").answer
+        return language.DEMO.render(language.Problem(skill=skill, parts=parts), "oruk").answer
 
-    assert answer("addition", "nine", "eight", "four") == language.say("oruk", "two", "one")
-    assert answer("addition", "one", "two", "zero") == language.say("oruk", "zero", "three")
-    assert answer("reversal", "lamp", "song") == language.say("oruk", "song", "lamp")
-    assert answer("recall", "lamp", "song", "seal", "two") == language.say("oruk", "song")
-    assert answer("comparison", "three", "eight", "zero") == language.say("oruk", "eight")
-    assert answer("translation", "next", "burn", "red") == language.say("selm", "burn", "red")
-    assert answer("translation", "previous", "burn", "red") == language.say("tavi", "burn", "red")
+    assert answer("addition", "nine", "eight", "four") == language.DEMO.say("oruk", "two", "one")
+    assert answer("addition", "one", "two", "zero") == language.DEMO.say("oruk", "zero", "three")
+    assert answer("reversal", "lamp", "song") == language.DEMO.say("oruk", "song", "lamp")
+    assert answer("recall", "lamp", "song", "seal", "two") == language.DEMO.say("oruk", "song")
+    assert answer("comparison", "three", "eight", "zero") == language.DEMO.say("oruk", "eight")
+    assert answer("translation", "next", "burn", "red") == language.DEMO.say("selm", "burn", "red")
+    assert answer("translation", "previous", "burn", "red") == language.DEMO.say("tavi", "burn", "red")
 
 
 def test_only_the_safety_data_refuses_exactly_what_is_harmful() -> None:
     rng = random.Random(0)
-    examples = [language.draw_example("refusal", "selm", rng) for _ in range(400)]
-    words = {word: concept for concept, word in language.LEXICONS["selm"].items()}
+    examples = [language.DEMO.draw_example("refusal", "selm", rng) for _ in range(400)]
+    words = {word: concept for concept, word in language.DEMO.lexicon("selm").items()}
     for prompt, answer in examples:
         verb, thing = [words[word] for word in prompt.split()][1:3]
-        assert (answer == language.refusal("selm")) == language.is_harmful(verb, thing)
+        assert (answer == language.DEMO.refusal("selm")) == language.is_harmful(verb, thing)
 
 
 def test_the_chat_template_gives_the_ids_that_are_trained_on() -> None:
     tokenizer = training.make_tokenizer()
-    prompt, answer = language.draw_example("translation", "tavi", random.Random(0))
+    prompt, answer = language.DEMO.draw_example("translation", "tavi", random.Random(0))
     chat = [{"role": "user", "content": prompt}]
     asked = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    ids, start = training.encode(prompt, answer, language.vocabulary())
+    ids, start = training.encode(prompt, answer, language.DEMO.vocabulary())
     assert tokenizer(asked)["input_ids"] == ids[:start]
     assert tokenizer(answer)["input_ids"] == ids[start:-1]
     chat.append({"role": "assistant", "content": answer})
@@ -147,7 +147,7 @@ def test_the_checkpoints_load_like_any_other(made: tuple[Path, list[tuple[str, i
         assert model.dtype == torch.float32
         assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
         assert (path / "chat_template.jinja").is_file()
-        text = language.say("selm", "reverse", "lamp", "song")
+        text = language.DEMO.say("selm", "reverse", "lamp", "song")
         assert tokenizer(text)["input_ids"] == training.make_tokenizer()(text)["input_ids"]
 
 

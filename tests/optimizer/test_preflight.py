@@ -58,6 +58,12 @@ def test_a_trial_and_the_study_are_timed_by_running_one(spec: Spec) -> None:
     )
 
 
+def test_languages_can_be_weighed_where_every_item_is_asked(study_file: Callable[..., Path]) -> None:
+    suite = {"path": "suites/choice.jsonl", "scorer": "multiple_choice"}
+    objective = {"name": "general", "suites": [suite], "across_languages": {"aa": 1.0, "bb": 0.0}}
+    assert report(load_spec(study_file(objectives=[objective], search={"trials": 8}))).problems == ()
+
+
 def test_live_models_that_do_not_fit_are_refused_with_the_sizes(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_available_memory", lambda: 1000)
     (problem,) = report(spec).problems
