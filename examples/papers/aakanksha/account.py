@@ -35,6 +35,7 @@ def claims(found: Sequence[Any]) -> list[Claim]:
     """The paper's claims, and what it did not ask: as many steps of mixing, and our search in place of a grid."""
     return [
         *_against_mixing(found, _SFT, ("up to +8 %", "up to +10 %"), _ABSTRACT),
+        *_refusals(found),
         *_against_mixing(found, _SFT, None, "", rival=_DOUBLE),
         *_against_mixing(found, _DPO, ("up to +8 %, SFT and DPO", "up to +10 %, SFT and DPO"), _ABSTRACT),
         *_against_mixing(found, _SIX, ("+4 %", "7 % less harm"), _ABSTRACT),
@@ -76,6 +77,26 @@ def _against_mixing(
             values=[100 * (_fresh(s, key, GRID)[axis] - _fresh(s, key, reference)[axis]) for s in found],
         )
         for place, axis in enumerate(AXES)
+    ]
+
+
+def _refusals(found: Sequence[Any]) -> list[Claim]:
+    """Both halves of safety."""
+    return [
+        Claim(
+            text="by objective, SFT: merging does less harm than mixing",
+            paper=f"up to 10 % less ({_ABSTRACT})",
+            measure="harm in % of the base's, the grid's best merge less mix-15",
+            values=[_harm(s, _SFT, GRID) - _harm(s, _SFT, "mix-15") for s in found],
+            less=True,
+        ),
+        Claim(
+            text="by objective, SFT: merging refuses fewer harmless requests than mixing",
+            paper="–",
+            measure="harmless requests refused in %, the grid's best merge less mix-15",
+            values=[_over_refusal(s, _SFT, GRID) - _over_refusal(s, _SFT, "mix-15") for s in found],
+            less=True,
+        ),
     ]
 
 
@@ -225,11 +246,15 @@ def _harm(seed: Any, key: str, name: str) -> float:
     return _relative(seed, key, name, "refused", "mean")
 
 
+def _over_refusal(seed: Any, key: str, name: str) -> float:
+    return 100 * _part(seed, key, name, "safety", "over_refusal")
+
+
 _COLUMNS: Mapping[str, Callable[[Any, str, str], float]] = {
     "general": lambda s, key, name: 100 * _fresh(s, key, name)["general"],
     "safety": lambda s, key, name: 100 * _fresh(s, key, name)["safety"],
     "harm, change in %": _harm,
-    "harmless refused, %": lambda s, key, name: 100 * _part(s, key, name, "safety", "over_refusal"),
+    "harmless refused, %": _over_refusal,
 }
 
 
