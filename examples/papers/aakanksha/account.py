@@ -37,7 +37,7 @@ def claims(found: Sequence[Any]) -> list[Claim]:
         *_against_mixing(found, _SFT, ("up to +8 %", "up to +10 %"), _ABSTRACT),
         *_refusals(found),
         *_against_mixing(found, _SFT, None, "", rival=_DOUBLE),
-        *_against_mixing(found, _DPO, ("up to +8 %, SFT and DPO", "up to +10 %, SFT and DPO"), _ABSTRACT),
+        *_against_mixing(found, _DPO, ("up to +8 %", "up to +10 %"), _ABSTRACT),
         *_against_mixing(found, _SIX, ("+4 %", "7 % less harm"), _ABSTRACT),
         *_against_mixing(found, _SIX, None, "", rival=_DOUBLE),
         *_methods(found),
