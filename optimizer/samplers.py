@@ -327,8 +327,7 @@ class _Auto(_Joint):
         distributions = self._known or shared_distributions(trials)
         space = space_of(distributions) if distributions and self._accept(distributions) else None
         data = data_of(study)
-        inside = [] if space is None else data.inside(space)
-        if distributions is None or space is None or len(inside) < _enough(space):
+        if distributions is None or space is None or len(inside := data.inside(space)) < _enough(space):
             return []
         number = len(trials)
         rng = np.random.default_rng([self._seed, number])

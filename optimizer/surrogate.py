@@ -79,13 +79,14 @@ class Surrogate:
         outcomes, variances = outcomes[order], variances[order]
         if like is not None and len(like.scale) != outcomes.shape[1]:
             like = None
-        self._centre = torch.from_numpy(outcomes.mean(axis=0)) if like is None else like._centre
-        self.scale = torch.from_numpy(_spread(outcomes)) if like is None else like.scale
+        self._centre: torch.Tensor = torch.from_numpy(outcomes.mean(axis=0)) if like is None else like._centre
+        self.scale: torch.Tensor = torch.from_numpy(_spread(outcomes)) if like is None else like.scale
         scaled = (torch.from_numpy(outcomes) - self._centre) / self.scale
         stated = torch.from_numpy(variances) / self.scale**2
         # Lengthscales are as good from some of the points, and cost the cube of their number.
         some = np.sort(most_telling(data.rows(order), FIT_POINTS))
-        self._models = _fit(self.features[some], scaled[some], stated[some]) if like is None else like._models
+        fitted = _fit(self.features[some], scaled[some], stated[some]) if like is None else like._models
+        self._models: list[tuple[SingleTaskGP, list[int]]] = fitted
         noise = _noise(self._models, stated)
         self.noise = noise * self.scale[:, None] ** 2
         prior = self._kernel(self.features, self.features)

@@ -212,7 +212,7 @@ def _loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
 
 def _likelihoods(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
     """Log-likelihood of each chat's answer, ``(batch,)``."""
-    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    logits: Tensor = model(input_ids=ids[:, :-1], use_cache=False).logits
     targets = labels[:, 1:]
     asked = targets != IGNORED
     of_token = logits.log_softmax(-1).gather(-1, targets.where(asked, 0).unsqueeze(-1)).squeeze(-1)
