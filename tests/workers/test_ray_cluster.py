@@ -58,6 +58,10 @@ def node(cluster: Any) -> Iterator[Callable[..., Any]]:
     for one in added:
         if one in cluster.list_all_nodes():
             cluster.remove_node(one)
+    limit = time.monotonic() + 120
+    while sum(found["Alive"] for found in ray.nodes()) > 1:  # the next test shall see the head alone
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 @pytest.fixture
