@@ -326,8 +326,11 @@ class _Auto(_Joint):
         trials = study.get_trials(deepcopy=False)
         distributions = self._known or shared_distributions(trials)
         space = space_of(distributions) if distributions and self._accept(distributions) else None
+        if distributions is None or space is None:
+            return []
         data = data_of(study)
-        if distributions is None or space is None or len(inside := data.inside(space)) < _enough(space):
+        inside = data.inside(space)
+        if len(inside) < _enough(space):
             return []
         number = len(trials)
         rng = np.random.default_rng([self._seed, number])

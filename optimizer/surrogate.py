@@ -35,6 +35,8 @@ with warnings.catch_warnings():
     from gpytorch.utils.warnings import NumericalWarning
     from linear_operator.utils.errors import NanError, NotPSDError
 
+_Models = list[tuple[SingleTaskGP, list[int]]]
+
 FIT_POINTS = 128
 """Most trials that the model's lengthscales are fitted on."""
 
@@ -85,8 +87,7 @@ class Surrogate:
         stated = torch.from_numpy(variances) / self.scale**2
         # Lengthscales are as good from some of the points, and cost the cube of their number.
         some = np.sort(most_telling(data.rows(order), FIT_POINTS))
-        fitted = _fit(self.features[some], scaled[some], stated[some]) if like is None else like._models
-        self._models: list[tuple[SingleTaskGP, list[int]]] = fitted
+        self._models: _Models = _fit(self.features[some], scaled[some], stated[some]) if like is None else like._models
         noise = _noise(self._models, stated)
         self.noise = noise * self.scale[:, None] ** 2
         prior = self._kernel(self.features, self.features)
@@ -242,7 +243,7 @@ def _spread(outcomes: Array) -> Array:
     return np.where(spread > 1e-9 * (1.0 + np.abs(outcomes).max(axis=0)), spread, 1.0)
 
 
-def _fit(features: torch.Tensor, outcomes: torch.Tensor, noise: torch.Tensor) -> list[tuple[SingleTaskGP, list[int]]]:
+def _fit(features: torch.Tensor, outcomes: torch.Tensor, noise: torch.Tensor) -> _Models:
     """One batched model of the outcomes whose noise is known, and one of the others."""
     known = noise.isfinite().double().mean(0) >= 0.5
     models = []
@@ -254,7 +255,7 @@ def _fit(features: torch.Tensor, outcomes: torch.Tensor, noise: torch.Tensor) ->
     return models
 
 
-def _noise(models: list[tuple[SingleTaskGP, list[int]]], stated: torch.Tensor) -> torch.Tensor:
+def _noise(models: _Models, stated: torch.Tensor) -> torch.Tensor:
     """Noise variances ``(o, n)`` in scaled units: stated, or as fitted."""
     noise = torch.empty_like(stated).T
     for model, columns in models:

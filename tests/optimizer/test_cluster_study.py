@@ -17,6 +17,7 @@ from storage.store import Store
 
 BIN = Path(sys.executable).parent
 LIMIT = 300.0
+TRIALS = 150
 
 
 class Machines:
@@ -90,45 +91,52 @@ def short(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def study(study_file: Callable[..., Path]) -> Path:
-    return study_file(search={"trials": 60, "sampler": "random", "seed": 3}, workers={"count": 1, "dtype": "float32"})
+    return study_file(
+        search={"trials": TRIALS, "sampler": "random", "seed": 3}, workers={"count": 1, "dtype": "float32"}
+    )
+
+
+@pytest.fixture
+def store(storage: str) -> Iterator[Store]:
+    store = Store.open(storage, create=True)
+    yield store
+    store.close()
 
 
 @pytest.mark.timeout(2 * LIMIT)
-def test_a_study_outlives_the_head_of_its_cluster(study: Path, storage: str, short: Path) -> None:
+def test_a_study_outlives_the_head_of_its_cluster(study: Path, store: Store, short: Path) -> None:
     machines = Machines(short, "127.0.0.1")
     try:
         machines.start("127.0.0.1")
-        driver = machines.drive("launch", str(study), "--storage", storage)
-        kept = _measured(storage, at_least=8, driver=driver)
+        driver = machines.drive("launch", str(study))
+        _wait(lambda: len(_measured(store)) >= 8 or driver.poll() is not None)
         machines.lose_head()
         _, said = driver.communicate(timeout=LIMIT)
+        kept = _measured(store)
         assert driver.returncode != 0, said.decode()
-        kept |= _measured(storage, at_least=8, driver=driver)
-        assert len(kept) < 60
+        assert 8 <= len(kept) < TRIALS
         machines.stop()
         machines.start("127.0.0.1")
-        driver = machines.drive("resume", "tiny", "--storage", storage)
+        driver = machines.drive("resume", "tiny")
         _, said = driver.communicate(timeout=LIMIT)
         assert driver.returncode == 0, said.decode()
-        found = _measured(storage, at_least=60, driver=driver)
+        found = _measured(store)
+        assert len(found) == TRIALS
         assert {number: found[number] for number in kept} == kept
     finally:
         machines.stop()
 
 
-def _measured(storage: str, *, at_least: int, driver: "subprocess.Popen[bytes]") -> dict[int, str]:
-    """What has been measured so far, by whom; waits for so much while the driver runs."""
+def _measured(store: Store) -> dict[int, str]:
+    """By whom each trial was measured."""
+    return {n: m.worker for n, m in store.measured("tiny").items()} if store.studies() else {}
+
+
+def _wait(met: Callable[[], bool]) -> None:
     limit = time.monotonic() + LIMIT
-    while time.monotonic() < limit:
-        if Path(storage.removeprefix("sqlite:///")).exists():
-            store = Store.open(storage)
-            found = {n: m.worker for n, m in store.measured("tiny").items()} if store.studies() else {}
-            store.close()
-            if len(found) >= at_least or driver.poll() is not None:
-                assert len(found) >= at_least
-                return found
-        time.sleep(0.2)
-    raise AssertionError("nothing was measured in time")
+    while not met():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -163,15 +171,15 @@ def _remove(names: Sequence[str]) -> None:
 
 @pytest.mark.timeout(LIMIT)
 def test_a_study_runs_on_a_machine_of_another_network(
-    study: Path, storage: str, short: Path, two_networks: list[list[str]]
+    study: Path, store: Store, short: Path, two_networks: list[list[str]]
 ) -> None:
     """The driver reaches its worker by the cable alone: they share no loopback."""
     machines = Machines(short, "10.203.0.1", two_networks)
     try:
         machines.start("10.203.0.2")
-        driver = machines.drive("launch", str(study), "--storage", storage, "--trials", "12")
+        driver = machines.drive("launch", str(study), "--trials", "12")
         _, said = driver.communicate(timeout=LIMIT)
         assert driver.returncode == 0, said.decode()
-        assert len(_measured(storage, at_least=12, driver=driver)) == 12
+        assert len(_measured(store)) == 12
     finally:
         machines.stop()
