@@ -216,4 +216,5 @@ def _likelihoods(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor
     targets = labels[:, 1:]
     asked = targets != IGNORED
     of_token = logits.log_softmax(-1).gather(-1, targets.where(asked, 0).unsqueeze(-1)).squeeze(-1)
-    return (of_token * asked).sum(-1)
+    likelihoods: Tensor = (of_token * asked).sum(-1)
+    return likelihoods

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.papers.__main__ import KEYS, main, paper
+from examples.papers.command import KEYS, main, paper
 from examples.papers.kit.lab import Lab
 from examples.papers.kit.models import Models
 from examples.papers.kit.sizes import SHORT

@@ -72,7 +72,7 @@ def _setting(lab: Lab, setting: str) -> dict[str, Any]:
     ranked = sorted(names, key=lambda name: mean(searched[name].values()), reverse=True)
     shipped = {
         CMAES: max(paper.results.merges, key=lambda row: mean(_means(row).values())).recipe,
-        AUTO: max(own.results.slider, key=lambda row: mean(m for m, _ in row.posterior.values())).recipe,
+        AUTO: max(_by_posterior(own), key=lambda row: mean(m for m, _ in row.posterior.values())).recipe,
     }
     poor = ranked[-(len(ranked) // 4) :]
     rivals = {
@@ -84,8 +84,8 @@ def _setting(lab: Lab, setting: str) -> dict[str, Any]:
     others = {
         **{name: spec.space.blend({name: 1.0}) for name in names},
         **{f"{name} without the poor": _without(recipe, poor) for name, recipe in shipped.items()},
-        **{f"{CMAES} {row.trial}": row.recipe for row in _few(paper, _front(paper))},
-        **{f"{AUTO} {row.trial}": row.recipe for row in _few(own, own.results.slider)},
+        **{f"{CMAES} {row.trial}": row.recipe for row in _few(paper, _by_scores(paper))},
+        **{f"{AUTO} {row.trial}": row.recipe for row in _few(own, _by_posterior(own))},
     }
     optimised, watched = (_only(spec, role) for role in ("optimise", "watch"))
     held_out = lab.measure(watched, {ranked[0]: others[ranked[0]]} | rivals | shipped)
@@ -110,7 +110,12 @@ def _means(row: Row) -> dict[str, float]:
     return {name: score.mean for name, score in row.objectives.items()}
 
 
-def _front(search: Search) -> list[Row]:
+def _by_posterior(search: Search) -> list[Row]:
+    """The merges on a front by posterior mean; all of them where the base dominates every one."""
+    return search.results.slider or search.results.merges
+
+
+def _by_scores(search: Search) -> list[Row]:
     """The merges that no other dominates by the search's own scores."""
     merges = search.results.merges
     values = np.array([list(_means(row).values()) for row in merges])
