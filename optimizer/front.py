@@ -213,7 +213,7 @@ def _optimism(believed: _Beliefs, model: Surrogate, found: Fit) -> Array:
         if front.any():
             # An exact sum, so that the order of the trials changes nothing.
             lifts.append([math.fsum(column) / front.sum() for column in echo[front].T])
-    return np.mean(lifts, axis=0) if lifts else np.zeros(echoes.shape[2])
+    return np.asarray(np.mean(lifts, axis=0)) if lifts else np.zeros(echoes.shape[2])
 
 
 def _moved(believed: _Beliefs, model: Surrogate, move: Array) -> _Beliefs:
