@@ -412,8 +412,6 @@ def track(
 ) -> int:
     """Tell an experiment tracker what has happened in a study, and while it is driven what happens.
 
-    Returns: how many trials it was told of.
-
     Args:
         mlflow: a tracking URI; ``experiment`` is the name there. wandb: ``PROJECT`` or ``ENTITY/PROJECT``.
     Returns: how many trials it was told of.
