@@ -145,10 +145,12 @@ the generalist of it. Safety's data are harmful requests, all refused, and nothi
 task vector to the generalist's, *fine-tuned on* trains the generalist on the skill's data (all of it or a quarter,
 whichever is better), *retrained* trains the base on both. ω, and whatever else was chosen, was chosen on the validation
 items by the mean of what it is for. Columns are in percent: *refused* of harmful requests, *complied* of harmless
-ones. TIES and DARE have a density of 0.5 and are not normalised.
+ones. TIES and DARE have a density of 0.5 and are not normalised. General training unlearns part of what the base had
+read of sorting and mlok (the first two rows of their tables), and vectors trained from the base do not know of that.
 """
 
 _WAYS = {
+    "base": "base",
     "general": "generalist",
     "cft": "fine-tuned on",
     "rt": "retrained",
@@ -158,6 +160,7 @@ _WAYS = {
     "wise_ft": "WiSE-FT, best ω",
 }
 _ALL = {
+    "base": "base",
     "general": "generalist",
     "cft-all": "fine-tuned on",
     "rt-all": "retrained",
@@ -173,13 +176,13 @@ _ALL = {
 
 
 def _one_skill(found: Sequence[Any], skill: str) -> str:
-    names = {"general": 0, "cft": STEPS[skill], "rt": STEPS["general"] + STEPS[skill]}
+    steps = {"base": 0, "general": 0, "cft": STEPS[skill], "rt": STEPS["general"] + STEPS[skill]}
     columns = ("general", skill, "refused", "complied") if skill == "safety" else ("general", skill)
     rows = [
         [
             title,
-            str(names.get(way, STEPS[skill])),
-            *(_fresh(found, way if way == "general" else f"{way} {skill}", column).text() for column in columns),
+            str(steps.get(way, STEPS[skill])),
+            *(_fresh(found, f"{way} {skill}" if steps.get(way, 1) else way, column).text() for column in columns),
         ]
         for way, title in _WAYS.items()
     ]
@@ -187,7 +190,7 @@ def _one_skill(found: Sequence[Any], skill: str) -> str:
 
 
 def _three_skills(found: Sequence[Any]) -> str:
-    steps = {"general": 0, "rt-all": _AT_ONCE}
+    steps = {"base": 0, "general": 0, "rt-all": _AT_ONCE}
     columns = (*OBJECTIVES, "refused", "complied")
     rows = [
         [

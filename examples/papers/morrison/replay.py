@@ -12,12 +12,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from examples.papers.kit.lab import Lab, means, parts
+from examples.papers.kit.lab import Lab, Search, means, parts
 from examples.papers.kit.paper import Found
 from examples.papers.kit.sizes import Size
 from examples.papers.kit.world import GENERAL, NEW_LANGUAGE, NEW_SKILL, WORLD, base, run
 from optimizer.demo.language import World
 from optimizer.demo.runs import Run
+from optimizer.results import Row
 from search_spaces.errors import InputError
 from search_spaces.recipe import Recipe, only
 from storage.records import Measured
@@ -99,14 +100,14 @@ def _mixed(shares: Mapping[str, float]) -> dict[str, float]:
 def replay(lab: Lab) -> Found:
     """Fresh figures of every way to add the skills; what was chosen, and by what.
 
-    Whatever is chosen (ω, the mix for continued fine-tuning, a merge of the search's front) is chosen on the validation
+    Whatever is chosen (ω, the mix for continued fine-tuning, a merge of the search) is chosen on the validation
     split, by the mean of what it is for: general and the skill, or all four.
     """
     recipes = _sound(lab)
     study = Path(__file__).with_name("three-skills.yaml")
     search = lab.search(lab.spec(study), validated=False)
     spec = lab.spec(study, references=[_reference(r.name) for r in runs(lab.size) if r.name not in _SOURCES])
-    recipes |= {f"joint {row.trial}": row.recipe for row in search.results.slider}
+    recipes |= {f"joint {row.trial}": row.recipe for row in _best(search)}
     validation = {name: _scores(m) for name, m in lab.measure(spec, recipes, split="validation").items()}
     chosen = _choose(validation)
     alone = {skill: float(chosen[f"task_arithmetic {skill}"].split()[-1]) for skill in SKILLS}
@@ -138,6 +139,11 @@ _TOLD = (
     *(f"guess {a} {b}" for a, b in PAIRS),
     "task_arithmetic all guess",
 )
+
+
+def _best(search: Search, count: int = 10) -> list[Row]:
+    """The merges that the search's model finds best by the mean; on the front there may be references alone."""
+    return sorted(search.results.merges, key=lambda row: -mean(m for m, _ in row.posterior.values()))[:count]
 
 
 def _sound(lab: Lab) -> dict[str, Recipe]:
