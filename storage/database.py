@@ -110,6 +110,9 @@ def _upgrade(engine: sa.Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            # Else each table would be there at once, and a kill would leave a database that nobody wrote whole.
+            connection.exec_driver_sql("BEGIN")
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

@@ -17,6 +17,8 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from search_spaces.errors import InputError
 from storage import database
@@ -179,6 +181,24 @@ def test_a_missing_database_is_not_made_by_reading(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="must exist, but there is no file"):
         Store.open(f"sqlite:///{tmp_path}/none.db")
     assert not (tmp_path / "none.db").exists()
+
+
+def test_a_database_that_was_cut_off_as_it_was_made_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CutOff(Exception):  # noqa: N818 (it stands for a kill)
+        pass
+
+    def half(config: Config, _revision: str) -> None:
+        upgrade(config, "+1")
+        raise CutOff
+
+    upgrade = command.upgrade
+    monkeypatch.setattr(command, "upgrade", half)
+    with pytest.raises(CutOff):
+        Store.open(f"sqlite:///{tmp_path}/new.db", create=True)
+    monkeypatch.undo()
+    Store.open(f"sqlite:///{tmp_path}/new.db", create=True).close()
 
 
 def test_a_database_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path) -> None:
