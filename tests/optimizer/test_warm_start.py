@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 
 from optimizer import api, loop
 from optimizer.baselines import by_loss, starting_points
+from optimizer.preflight import Report
 from optimizer.results import results
 from optimizer.spec import Spec, load_spec
 from optimizer.study import DriverStudy
@@ -47,7 +48,8 @@ def run(store: Store, spec: Spec) -> Counting:
 
 
 def begin(store: Store, spec: Spec, **prints: str) -> None:
-    api._create(store, spec, spec.search.trials, PRINTS | prints)
+    found = Report(problems=(), warnings=(), fingerprints=PRINTS | prints)
+    api._create(store, spec, spec.search.trials, found)
 
 
 def trials(store: Store, name: str) -> list[FrozenTrial]:
