@@ -53,10 +53,10 @@ class Server:
         self.url = found[1]
 
     def get(self, path: str, **options: object) -> httpx2.Response:
-        return httpx2.get(f"{self.url}{path}", timeout=60, **options)  # type: ignore[arg-type]
+        return httpx2.get(f"{self.url}{path}", timeout=240, **options)  # type: ignore[arg-type]
 
     def post(self, path: str, **options: object) -> httpx2.Response:
-        return httpx2.post(f"{self.url}{path}", timeout=120, **options)  # type: ignore[arg-type]
+        return httpx2.post(f"{self.url}{path}", timeout=240, **options)  # type: ignore[arg-type]
 
     def stop(self) -> int:
         """As a person stops it; returns its exit code."""

@@ -22,7 +22,7 @@ def listen(url: str, after: str, until: Callable[[list[dict[str, Any]], dict[str
     state: dict[str, Any] = {}
     last, name = after, ""
     headers = {"last-event-id": after} if after else {}
-    with httpx2.stream("GET", f"{url}/v1/studies/tiny/events", headers=headers, timeout=120) as response:
+    with httpx2.stream("GET", f"{url}/v1/studies/tiny/events", headers=headers, timeout=240) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         for line in response.iter_lines():
             kind, _, text = line.partition(": ")
