@@ -66,7 +66,8 @@ def _live(setup: Setup, recipe: Recipe) -> list[Canary]:
 
 def _fresh(setup: Setup, directory: Path, digest: str) -> Canary:
     root = replace(setup.family.root, model=str(directory), adapter=None)
-    engine, song = _opened(replace(setup, sources=(root,)))
+    # The merge stands in the base's place, and is none of the files that the study began with.
+    engine, song = _opened(replace(setup, sources=(root,), fingerprints={}, files={}))
     return canary_of(digest, engine, song)
 
 

@@ -127,17 +127,17 @@ class RayPool:
         self._jobs: dict[Any, _Job] = {}
         self._waiting: list[Assignment] = []
         self._attempts: Counter[tuple[int, str]] = Counter()
+        self._retired = ""
+        self._spoilt: Counter[str] = Counter()
+        self._keepers: list[Any] = []
+        self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
+        self._spent = dict.fromkeys(("alive", "opening", "measured", "failed"), 0.0)
         self.proof = None if prove is None or canary is None else self._proven(prove, canary)
         self._reference = None if self.proof is None else self.proof.merge
         self._actor: Any = ray.remote(_Actor).options(
             scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0, **_resources(setup)
         )
         self._told: Any = ray.put(setup)
-        self._retired = ""
-        self._spoilt: Counter[str] = Counter()
-        self._keepers: list[Any] = []
-        self._verdicts: list[tuple[str, Mapping[str, Any]]] = []
-        self._spent = dict.fromkeys(("alive", "opening", "measured", "failed"), 0.0)
         self.gpus = _needs(setup).get("GPU", 0.0)
         """How many GPUs each worker has."""
         self._grows = count is None

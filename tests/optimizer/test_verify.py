@@ -3,15 +3,17 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from optimizer.baselines import starting_points
 from optimizer.cli import main
 from optimizer.preflight import check
 from optimizer.spec import load_spec
-from optimizer.verify import compared
-from tests.conftest import save, tiny_llama
+from optimizer.verify import compared, verify_swap
+from tests.conftest import CHECKPOINTS, save, tiny_llama
 from workers.canary import Canary
 from workers.vllm_plan import is_installed
 
@@ -29,6 +31,14 @@ def test_the_command_says_the_largest_difference(
     said = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"swapped, against a fresh engine: largest difference 0 in \d\d+ log-likelihoods", said[0])
     assert said[1] == "swapped back, against before: largest difference 0"
+
+
+def test_a_study_that_holds_its_checkpoints_to_their_files_is_proven_too(study_file: Callable[..., Path]) -> None:
+    spec = load_spec(study_file())
+    found = check(spec, timed=False, progress=lambda *_: None)
+    assert found.fingerprints.keys() == found.files.keys() == {"base", *CHECKPOINTS}
+    setup = replace(spec.setup(device="cpu"), fingerprints=found.fingerprints, files=found.files)
+    assert verify_swap(setup, starting_points(spec)[0].recipe).problem == ""
 
 
 @pytest.mark.parametrize(
