@@ -53,10 +53,10 @@ def by_loss(spec: Spec, losses: Mapping[str, float]) -> Baseline:
 
     Args:
         losses: of every checkpoint alone, in nats a token of the gold answers. The temperature is 1 nat: a weight is in
-            proportion to the probability (geometric mean) that the checkpoint gives a right token. Hundredths count:
+            proportion to the probability (geometric mean) that the checkpoint gives a right token. Four decimals count:
             beyond them engines differ, and a study shall not go another way for that.
     """
-    known = {name: round(loss, 2) for name, loss in losses.items()}
+    known = {name: round(loss, 4) for name, loss in losses.items()}
     least = min(known.values())
     return _in_proportion(spec, {name: exp(least - loss) for name, loss in known.items()})
 

@@ -155,7 +155,9 @@ def test_where_measurements_are_others_the_front_is_measured_again(
     assert start is not None
     assert set(start.trials) <= {r.trial for r in front}
     assert len(start.trials) == min(len(front), 3)
-    again = {store.measured("first")[n].recipe.digest for n in start.trials}
+    taken = [extended(store.measured("first")[n].recipe, spec.space) for n in start.trials]
+    again = {spec.space.settled(recipe).digest for recipe in taken if recipe is not None}
+    assert len(again) == len(start.trials)
     assert len(asked) == len(set(asked))
     assert again <= set(asked)
     assert not any(INHERITED in t.user_attrs for t in trials(store, "second"))
@@ -217,7 +219,7 @@ def test_losses_give_a_free_guess_whose_weights_are_the_probabilities_of_right_t
     spec = load_spec(study_file(search_space={"method": method}))
     guess = by_loss(spec, {"alpha": log(10) + 900.0, "beta": log(10) + 900.0, "gamma": log(10 / 3) + 900.0})
     assert guess.name is None
-    assert tuple(guess.recipe.mean_weights().values()) == pytest.approx(weights, rel=0.01)
+    assert tuple(guess.recipe.mean_weights().values()) == pytest.approx(weights, rel=1e-3)
 
 
 def test_losses_that_differ_by_another_engines_last_bits_give_the_same_guess(study_file: Callable[..., Path]) -> None:
