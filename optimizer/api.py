@@ -369,37 +369,33 @@ def export(
     With ``push_to_hub`` (``OWNER/NAME``) one merge is uploaded too, to a repository that is new or empty or, with
     ``overwrite``, holds an earlier export; ``private`` makes it private. Raises PushError where that cannot be done.
     """
+    several = whole_front or slider is not None
     if (trial is not None) + (pick is not None) + whole_front + (slider is not None) != 1:
         raise InputError("an export takes one of --trial, --pick, --front and --slider.")
-    if push_to_hub is not None and (whole_front or slider is not None):
-        raise InputError("a repository holds one merge: --push-to-hub goes with --trial or --pick.")
-    if private and push_to_hub is None:
-        raise InputError("--private is about a repository, and goes with --push-to-hub.")
+    _check_upload(push_to_hub, private=private, several=several)
     target = Path(out)
     with open_store(storage) as store:
         found = results(store, study)
-        if whole_front or slider is not None:
+        if several:
             rows = found.slider if slider is None else found.stops(slider)
             if not rows:
                 raise InputError(f"a front must have merges to be exported, but {study} has none.")
             return export_several(store, study, rows, target, overwrite=overwrite)
         number = choose(store, study, found, pick) if pick is not None else found.row(trial or 0).trial
         check_target(target, overwrite=overwrite)
-        repository = None
-        if push_to_hub is not None:
-            repository = hub.prepare(push_to_hub, private=private, overwrite=overwrite)
-        export_trial(
-            store,
-            study,
-            number,
-            target,
-            overwrite=overwrite,
-            for_others=repository is not None,
-            progress=watcher.stage,
-        )
+        repository = hub.prepare(push_to_hub, private=private, overwrite=overwrite) if push_to_hub is not None else None
+        public = repository is not None
+        export_trial(store, study, number, target, overwrite=overwrite, for_others=public, progress=watcher.stage)
         if repository is not None:
             hub.push(target, repository, title=f"{study}, trial {number}, merged by mergefront")
         return [target]
+
+
+def _check_upload(push_to_hub: str | None, *, private: bool, several: bool) -> None:
+    if push_to_hub is not None and several:
+        raise InputError("a repository holds one merge: --push-to-hub goes with --trial or --pick.")
+    if private and push_to_hub is None:
+        raise InputError("--private is about a repository, and goes with --push-to-hub.")
 
 
 def track(

@@ -96,9 +96,9 @@ def _replay_all(
         futures = {(key, seed): pool.submit(replay, key, seed, size, directory) for key, seed in wanted}
         try:
             return {job: future.result() for job, future in futures.items()}
-        except BaseException:
+        finally:
+            # After a failure or an interrupt nobody waits for replays that have not begun.
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _digest(key: str, paths: Mapping[str, Path], size: Size) -> str:

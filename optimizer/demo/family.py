@@ -22,8 +22,7 @@ Progress = Callable[[str, int, int], None]
 REFERENCE = "mixed"
 
 _GENERAL = dict.fromkeys(language.GENERAL_SKILLS, 1.0)
-# Harder skills get more of the base's examples.
-_BASE_TASKS = {
+BASE_TASKS = {
     "addition": 1.3,
     "reversal": 1.0,
     "recall": 1.2,
@@ -31,6 +30,7 @@ _BASE_TASKS = {
     "comparison": 0.4,
     "request": 0.6,
 }
+"""Shares of the base's examples: harder skills get more of them."""
 
 
 def default_runs() -> tuple[Run, ...]:
@@ -41,7 +41,7 @@ def default_runs() -> tuple[Run, ...]:
         return Run(name=name, tasks=tasks, **settings)
 
     return (
-        Run(name="base", tasks=_BASE_TASKS, steps=850, batch=64, learning_rate=3e-3, start=None),
+        Run(name="base", tasks=BASE_TASKS, steps=850, batch=64, learning_rate=3e-3, start=None),
         specialist("safety", {"refusal": 1.0}, learning_rate=1e-3, steps=160),
         specialist("arithmetic", {"addition": 1.0, "comparison": 0.3}),
         specialist("translation", {"translation": 1.0}),

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from optimizer.tracking.tracker import About, Export, Table, TrackerError, Trial
@@ -37,10 +38,8 @@ class MlflowRuns:
         # Of MLflow itself: who uses it is not reported, and waiting for a server is ours.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        try:
-            import mlflow  # noqa: F401
-        except ImportError as e:
-            raise InputError("--mlflow needs MLflow's client: pip install 'mergefront[mlflow]'.") from e
+        if find_spec("mlflow") is None:
+            raise InputError("--mlflow needs MLflow's client: pip install 'mergefront[mlflow]'.")
         self._uri = uri
         self._experiment_name = experiment
         self._ended: dict[int, str] = {}

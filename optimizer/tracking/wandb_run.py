@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from optimizer.tracking.tracker import About, Export, Table, TrackerError, Trial
 from search_spaces.errors import InputError
@@ -21,10 +22,8 @@ class WandbRun:
 
     def __init__(self, project: str) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        try:
-            import wandb  # noqa: F401
-        except ImportError as e:
-            raise InputError("--wandb needs wandb: pip install 'mergefront[wandb]'.") from e
+        if find_spec("wandb") is None:
+            raise InputError("--wandb needs wandb: pip install 'mergefront[wandb]'.")
         *entity, self._project = project.split("/")
         if len(entity) > 1 or not all([*entity, self._project]):
             raise InputError(f"--wandb must read PROJECT or ENTITY/PROJECT, but got {project!r}.")

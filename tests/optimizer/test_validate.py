@@ -13,8 +13,9 @@ from optimizer.study import DriverStudy, create_study
 from optimizer.validate import Validation, finalists, validate
 from optimizer.watcher import NOBODY
 from search_spaces.recipe import Recipe
-from storage.records import SPLITS, Assignment, Outcome, Score
+from storage.records import SPLITS, Outcome, Score
 from storage.store import Store
+from tests.conftest import Counting
 from workers.pool import LocalPool
 from workers.suites import Item
 from workers.worker import Worker
@@ -28,18 +29,6 @@ WATCHED = [
     {"name": "general", "suites": [{"path": "suites/choice.jsonl", "scorer": "multiple_choice"}]},
     {"name": "exact", "role": "watch", "suites": [{"path": "suites/exact.jsonl", "scorer": "exact_match"}]},
 ]
-
-
-class Counting(LocalPool):
-    """A pool that keeps what it was asked to do."""
-
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(lambda: worker)
-        self.asked: list[Assignment] = []
-
-    def submit(self, assignment: Assignment) -> None:
-        self.asked.append(assignment)
-        super().submit(assignment)
 
 
 class Nobody(LocalPool):

@@ -7,6 +7,7 @@ from typing import Any
 
 from examples.papers.kit.files import write
 from examples.papers.kit.sizes import Size
+from optimizer.demo.family import BASE_TASKS
 from optimizer.demo.language import GENERAL_SKILLS, SPLITS, World
 from optimizer.demo.runs import Run
 
@@ -17,19 +18,10 @@ NEW_LANGUAGE, NEW_SKILL = "mlok", "sorting"
 GENERAL = GENERAL_SKILLS
 """Skills of the base: addition, reversal, recall, translation, comparison. In the new language without translation."""
 
-_BASE_TASKS = {
-    "addition": 1.3,
-    "reversal": 1.0,
-    "recall": 1.2,
-    "translation": 1.0,
-    "comparison": 0.4,
-    "request": 0.6,
-}
-
 
 def base(size: Size) -> Run:
     """The base of every family: it has all skills, and complies with what it is asked."""
-    return run("base", _BASE_TASKS, steps=size.base_steps, start=None, learning_rate=3e-3)
+    return run("base", BASE_TASKS, steps=size.base_steps, start=None, learning_rate=3e-3)
 
 
 def run(name: str, tasks: Mapping[str, float], *, steps: int, learning_rate: float = 6e-4, **others: Any) -> Run:

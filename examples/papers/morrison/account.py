@@ -25,6 +25,10 @@ _AT_ONCE = sum(STEPS.values())
 
 def claims(found: Sequence[Any]) -> list[Claim]:
     """The paper's claims, then ours about the joint search."""
+    return [*_of_merging(found), *_of_interference(found), *_of_the_search(found)]
+
+
+def _of_merging(found: Sequence[Any]) -> list[Claim]:
     return [
         Claim(
             text="merging gives nearly as much of a new skill as retraining, for a fraction of the steps",
@@ -74,6 +78,11 @@ def claims(found: Sequence[Any]) -> list[Claim]:
             values=_over_skills(found, "guess", "task_arithmetic", ("general", "skill")),
             bar=_NEARLY,
         ),
+    ]
+
+
+def _of_interference(found: Sequence[Any]) -> list[Claim]:
+    return [
         Claim(
             text="three skills interfere",
             paper="science 26.6 with all three, below the generalist's 27.8 and its 38.2 alone (Tables 2 and 4)",
@@ -89,6 +98,11 @@ def claims(found: Sequence[Any]) -> list[Claim]:
             bar=_NO_RESCUE,
             less=True,
         ),
+    ]
+
+
+def _of_the_search(found: Sequence[Any]) -> list[Claim]:
+    return [
         Claim(
             text="not in the paper: a search over all ω at once finds a better merge than the guess",
             paper="–",
