@@ -131,26 +131,7 @@ def _on_vllm(spec: Spec, checkpoints: Mapping[str, Checkpoint], sizes: _Sizes, d
     config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=base.trust_remote_code)
     cache = Cache.of(config, dtype=spec.workers.dtype, processes=processes, longest=spec.workers.max_model_len)
     if device == "cpu":
-        kept = cache.on_host * processes
-        each = sizes.model + sizes.ranks + kept
-        needed = each * workers
-        fact = (
-            f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes)}, {size_of(kept)} for "
-            f"keys and values; checkpoints {size_of(sizes.sources)} mapped once; available {size_of(sizes.host)}"
-        )
-        plan = Plan(
-            model=sizes.model,
-            read=sizes.read,
-            own=each,
-            mapped=sizes.sources,
-            from_disk=sizes.read > sizes.host - needed,
-        )
-        return Memory(
-            fact=fact,
-            problem=_too_little(needed, sizes.host, [*_fewer_workers(each, workers, sizes.host)]),
-            warnings=tuple(_from_disk(sizes, sizes.host - needed)),
-            plan=plan,
-        )
+        return _on_vllm_of_processors(sizes, cache.on_host * processes, workers)
     like = empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code)
     needs = Needs.of(like, cache, sources=sizes.sources, processes=processes)
     free, total = torch.cuda.mem_get_info()
@@ -174,6 +155,28 @@ def _on_vllm(spec: Spec, checkpoints: Mapping[str, Checkpoint], sizes: _Sizes, d
         fact=f"{found.utilization:.0%} of each GPU for vLLM: {size_of(needs.model)} of the model, keys and values; "
         f"checkpoints {size_of(sizes.sources)} {where}",
         warnings=() if found.resident else tuple(_from_disk(sizes, sizes.host)),
+        plan=plan,
+    )
+
+
+def _on_vllm_of_processors(sizes: _Sizes, kept: int, workers: int) -> Memory:
+    each = sizes.model + sizes.ranks + kept
+    needed = each * workers
+    fact = (
+        f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes)}, {size_of(kept)} for "
+        f"keys and values; checkpoints {size_of(sizes.sources)} mapped once; available {size_of(sizes.host)}"
+    )
+    plan = Plan(
+        model=sizes.model,
+        read=sizes.read,
+        own=each,
+        mapped=sizes.sources,
+        from_disk=sizes.read > sizes.host - needed,
+    )
+    return Memory(
+        fact=fact,
+        problem=_too_little(needed, sizes.host, [*_fewer_workers(each, workers, sizes.host)]),
+        warnings=tuple(_from_disk(sizes, sizes.host - needed)),
         plan=plan,
     )
 

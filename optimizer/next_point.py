@@ -87,6 +87,7 @@ def propose_several(
     gain = _Gain(model, torch.from_numpy(pending), rng)
     pool = _along_the_front(gain, model.space, rng)
     pool = pool[_is_new(pool, model, pending)]
+    pool = pool if len(pool) else random_features(model.space, count, rng)
     chosen = gain.chosen(pool, min(count, MOST_TOGETHER), rng)
     return [gain.proposal(pool[chosen[0][0]], once, _FEWER), *(gain.brief(pool[i], worth) for i, worth in chosen[1:])]
 

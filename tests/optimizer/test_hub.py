@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answered(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
-    do_PUT = do_POST  # noqa: N815
+    do_PUT = do_POST  # noqa: N815 (http.server calls it so)
 
     def _answered(self, body: bytes) -> None:
         refused = next((status for part, status in self.server.refuses.items() if part in self.path), None)

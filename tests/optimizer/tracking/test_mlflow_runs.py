@@ -18,8 +18,8 @@ from tests.optimizer.tracking.conftest import FAILED, LOOK
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 mlflow = pytest.importorskip("mlflow", reason="MLflow is missing: pip install --group dev")
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Run  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402 (skipped before where it is not installed)
+from mlflow.entities import Run  # noqa: E402 (skipped before where it is not installed)
 
 # Its tables still say lazy="noload", which SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning")

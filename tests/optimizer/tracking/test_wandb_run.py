@@ -28,7 +28,7 @@ from storage.store import Store
 from tests.optimizer.tracking.conftest import LOOK
 
 wandb = pytest.importorskip("wandb", reason="wandb is missing: pip install --group dev")
-from wandb.proto.wandb_internal_pb2 import Record  # noqa: E402
+from wandb.proto.wandb_internal_pb2 import Record  # noqa: E402 (skipped before where it is not installed)
 
 KEY = "5ecret" * 7
 MERGEFRONT = Path(sys.executable).parent / "mergefront"
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(payload)
 
-    do_PUT = do_POST  # noqa: N815
+    do_PUT = do_POST  # noqa: N815 (http.server calls it so)
 
     def _stream(self, body: dict[str, Any]) -> dict[str, Any]:
         files = body.get("files") or {}
