@@ -340,6 +340,18 @@ def test_each_of_several_proposals_promises_what_it_adds_to_those_before_it() ->
     assert [trial.system_attrs[OUTLOOK]["again"] for trial in found[1:]] == [None] * 15
 
 
+def test_where_every_merge_is_measured_or_runs_several_proposals_are_still_made() -> None:
+    two = {name: FloatDistribution(-0.5, 1.0) for name in ("w.a", "w.b")}
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=0))
+    shares = np.linspace(0.0, 1.0, 601)
+    mixes = [{"w.a": float(share), "w.b": float(1.0 - share)} for share in shares]
+    for mix in mixes[::50]:
+        values = [mix["w.a"], mix["w.b"] ** 2]
+        study.add_trial(create_trial(params=mix, distributions=two, values=values))
+    study.add_trials([create_trial(state=TrialState.RUNNING, params=mix, distributions=two) for mix in mixes])
+    assert len(drawn_together(study, 4)) == 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sampler_without_a_model_is_asked_for_one_trial_after_the_other(name: str) -> None:
     study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler(name, seed=0))
