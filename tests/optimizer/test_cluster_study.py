@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -45,14 +46,17 @@ class Machines:
         self._ray(1, f"--address={self.address}", "--num-cpus=1", f"--node-ip-address={node}")
 
     def lose_head(self) -> None:
-        """Its power goes off."""
+        """Its power goes off; the workers stand still, or they could end a short study before the driver knows."""
+        for process in self._of_workers():
+            process.suspend()
         for process in self._of_head:
             process.kill()
 
     def stop(self) -> None:
         """End every process of these nodes, and no other's."""
-        for process in self._own():
-            process.kill()
+        for process in [*self._of_workers(), *self._own()]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def drive(self, *arguments: str) -> subprocess.Popen[bytes]:
         """The program, on the head's machine."""
@@ -64,6 +68,10 @@ class Machines:
         done = subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True, timeout=LIMIT)
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def _of_workers(self) -> list[psutil.Process]:
+        """What the raylets have started, which are known by their parents alone."""
+        return [child for process in self._own() for child in _children(process)]
+
     def _own(self) -> list[psutil.Process]:
         return [p for p in psutil.process_iter() if any(str(self._directory) in word for word in _command(p))]
 
@@ -72,6 +80,13 @@ def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
         return []
 
 
