@@ -17,7 +17,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from optimizer.features import Array, shared_distributions, space_of
-from optimizer.measurements import Data, at_level, data_of, most_telling, signs
+from optimizer.measurements import Data, data_of, most_telling, signs
 
 if TYPE_CHECKING:
     from optimizer.surrogate import Surrogate
@@ -64,9 +64,9 @@ def posterior_front(study: Study) -> list[int]:
 def posterior(study: Study) -> Posterior:
     """Posterior of every COMPLETE trial under a Gaussian process of the searched space.
 
-    Each trial's own noise (user attribute ``stderr``, one standard error an objective) is used where it is set, as it
-    is at the level where the model sees the trial (`optimizer.measurements.at_level`). What being chosen adds to a mean
-    is taken off again: on the front means are lowered by what a parametric bootstrap finds (`_sobered`).
+    Each trial's own noise (user attribute ``stderr``, one standard error an objective) is used where it is set. What
+    being chosen adds to a mean is taken off again: on the front means are lowered by what a parametric bootstrap finds
+    (`_sobered`).
 
     Trials outside the space (baselines) and trials far behind the front of a very long study keep their raw means and
     standard errors. The order of the trials changes nothing, nor does a second call. Objectives are modelled as
@@ -106,7 +106,7 @@ def fit(study: Study) -> Fit:
     trials = study.get_trials(deepcopy=False)
     part = {t.number for t in trials if t.user_attrs.get("stopped") or "again" in t.user_attrs}
     whole = np.array([number not in part for number in data.numbers], dtype=bool)
-    model, rows, reason = _model(trials, data, whole)
+    model, rows, reason = _model(trials, data)
     return Fit(data=data, model=model, rows=rows, signs=signs(study), whole=whole, reason=reason)
 
 
@@ -131,9 +131,7 @@ def _raw(data: Data) -> _Beliefs:
     )
 
 
-def _model(
-    trials: Sequence[FrozenTrial], data: Data, whole: npt.NDArray[np.bool_]
-) -> tuple[Surrogate | None, npt.NDArray[np.int_], str | None]:
+def _model(trials: Sequence[FrozenTrial], data: Data) -> tuple[Surrogate | None, npt.NDArray[np.int_], str | None]:
     """The model and the rows that it was fitted on, or the reason why there is none."""
     from optimizer import surrogate
 
@@ -148,10 +146,7 @@ def _model(
     rows = rows[most_telling(data.rows(rows))]
     with surrogate.one_thread(0):
         try:
-            inside = data.rows(rows)
-            means, _, _ = surrogate.Surrogate(space, inside).beliefs(inside, 0)
-            again = at_level(inside, means[:, : inside.values.shape[1]], whole[rows])
-            return surrogate.Surrogate(space, again), rows, None
+            return surrogate.Surrogate(space, data.rows(rows)), rows, None
         except surrogate.FIT_ERRORS as error:
             return None, nothing, f"raw means: the model could not be fitted ({type(error).__name__})"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,32 +74,6 @@ def _variances(trial: FrozenTrial, m: int) -> list[float]:
     if not isinstance(stderr, (list, tuple)) or len(stderr) != m:
         return [math.nan] * m
     return [float(s) ** 2 if isinstance(s, (int, float)) and math.isfinite(s) else math.nan for s in stderr]
-
-
-def at_level(data: Data, means: Array, alike: npt.NDArray[np.bool_]) -> Data:
-    """The same with each variance as it would be at the modelled mean ``(n, m)`` in place of the measured one.
-
-    Where items are right or wrong, a trial that was lucky near 100 % states too small an error, and would be believed
-    for it. How variances follow the level is read off the trials ``(n,)`` that answered equally many items, smoothed
-    over the width of a typical error.
-    """
-    columns = zip(data.variances.T, data.values.T, means.T, strict=True)
-    return replace(data, variances=np.stack([_moved_along(*column, alike) for column in columns], axis=1))
-
-
-def _moved_along(variances: Array, values: Array, means: Array, alike: npt.NDArray[np.bool_]) -> Array:
-    known = np.isfinite(variances) & alike
-    if not (variances[known] > 0.0).any():
-        return variances
-    width = math.sqrt(np.median(variances[known & (variances > 0.0)]))
-
-    def usual(levels: Array) -> Array:
-        distance = ((levels[:, None] - values[known]) / width) ** 2 / 2.0
-        share = np.exp(distance.min(axis=1, keepdims=True) - distance)
-        return np.asarray(share @ variances[known] / share.sum(axis=1))
-
-    there, here = usual(means), usual(values)
-    return variances * np.where(here > 0.0, there / np.where(here > 0.0, here, 1.0), 1.0)
 
 
 def most_telling(data: Data, most: int = MOST_POINTS) -> npt.NDArray[np.int_]:

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from optimizer.features import Array, Space
 from optimizer.measurements import Data, most_telling
+from optimizer.rates import Rates
 
 with warnings.catch_warnings():
     # GPyTorch's dependencies still script two helpers on import, which recent torch versions announce as deprecated.
@@ -56,7 +57,8 @@ class Surrogate:
     """Independent Gaussian processes, one an outcome: the ``m`` objectives, then constraints that they do not explain.
 
     BoTorch's ``SingleTaskGP`` with Matérn kernels, fitted by maximum a posteriori. Noise is each trial's own variance
-    where it is known, else one fitted variance an outcome.
+    where it is known, else one fitted variance an outcome. Rates are modelled as angles (`optimizer.rates`); all that
+    is said is in the outcomes' own units.
     """
 
     def __init__(self, space: Space, data: Data, like: Surrogate | None = None) -> None:
@@ -79,22 +81,26 @@ class Surrogate:
         self.numbers = tuple(data.numbers[i] for i in order)
         self.features = torch.from_numpy(features[order])
         outcomes, variances = outcomes[order], variances[order]
-        if like is not None and len(like.scale) != outcomes.shape[1]:
+        self._rates = Rates.among(outcomes, variances)
+        if like is not None and like._rates != self._rates:
             like = None
-        self._centre: torch.Tensor = torch.from_numpy(outcomes.mean(axis=0)) if like is None else like._centre
         self.scale: torch.Tensor = torch.from_numpy(_spread(outcomes)) if like is None else like.scale
-        scaled = (torch.from_numpy(outcomes) - self._centre) / self.scale
-        stated = torch.from_numpy(variances) / self.scale**2
+        angles, variances = self._rates.angles(outcomes, variances)
+        self._centre: torch.Tensor = torch.from_numpy(angles.mean(axis=0)) if like is None else like._centre
+        self._scale: torch.Tensor = torch.from_numpy(_spread(angles)) if like is None else like._scale
+        scaled = (torch.from_numpy(angles) - self._centre) / self._scale
+        stated = torch.from_numpy(variances) / self._scale**2
         # Lengthscales are as good from some of the points, and cost the cube of their number.
         some = np.sort(most_telling(data.rows(order), FIT_POINTS))
         self._models: _Models = _fit(self.features[some], scaled[some], stated[some]) if like is None else like._models
         noise = _noise(self._models, stated)
-        self.noise = noise * self.scale[:, None] ** 2
+        self._noise = noise * self._scale[:, None] ** 2
         prior = self._kernel(self.features, self.features)
         self._root = _root(prior + torch.diag_embed(noise))
         self._mean = self._constant()
         residual = (scaled.T - self._mean[:, None]).unsqueeze(-1)
         self._alpha = torch.cholesky_solve(residual, self._root)
+        self.noise = self._noise * self._rates.slope(self._unscaled(self._project(self.features)[0])) ** 2
 
     def _kernel(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         # A model of a single outcome has no batch dimension, hence the reshape.
@@ -111,7 +117,7 @@ class Surrogate:
         """Posterior mean and variance of the outcomes (their units, more is better) at ``(n, d)``: two ``(o, n)``."""
         mean, half, prior = self._project(x)
         variance = (prior - (half**2).sum(-2)).clamp_min(1e-10)
-        return self._to_units(mean), variance * self.scale[:, None] ** 2
+        return self._rates.moments(self._unscaled(mean), variance * self._scale[:, None] ** 2)
 
     def contrast(self, x: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and stderr ``(o,)`` of a sum over ``(n, d)`` whose ``coefficients (n,)`` add up to 0."""
@@ -120,10 +126,11 @@ class Surrogate:
         return mean @ coefficients, variance.sqrt()
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean ``(o, n)`` and covariance ``(o, n, n)`` of the outcomes at ``(n, d)``, in units."""
+        """Mean ``(o, n)`` and covariance ``(o, n, n)`` of the outcomes at ``(n, d)``, in units; rates by the delta method."""
         mean, half, _ = self._project(x)
+        slope = (self._scale[:, None] * self._rates.slope(self._unscaled(mean))).unsqueeze(-1)
         covariance = self._kernel(x, x) - half.transpose(-1, -2) @ half
-        return self._to_units(mean), covariance * self.scale[:, None, None] ** 2
+        return self._to_units(mean), covariance * slope * slope.transpose(-1, -2)
 
     def joint(self, x: torch.Tensor) -> Joint:
         """The joint posterior at ``(b, d)``, ready to be sampled and conditioned on."""
@@ -150,11 +157,12 @@ class Surrogate:
         """
         generator = torch.Generator().manual_seed(0)
         normal = torch.randn(*self.noise.shape, draws // 2, generator=generator, dtype=torch.float64)
-        noise = torch.cat([normal, -normal], dim=-1) * (self.noise.sqrt() / self.scale[:, None]).unsqueeze(-1)
+        noise = torch.cat([normal, -normal], dim=-1) * (self._noise.sqrt() / self._scale[:, None]).unsqueeze(-1)
         moved = self._kernel(self.features, self.features) @ torch.cholesky_solve(noise, self._root)
+        mean, _, _ = self._project(self.features)
+        units = self._to_units(mean + moved.permute(2, 0, 1)) - self._to_units(mean)
         place = {number: i for i, number in enumerate(self.numbers)}
-        units = moved.permute(2, 1, 0) * self.scale
-        return np.asarray(units.numpy()[:, [place[number] for number in data.numbers]])
+        return np.asarray(units.transpose(1, 2).numpy()[:, [place[number] for number in data.numbers]])
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         cross = self._kernel(self.features, x)
@@ -162,8 +170,11 @@ class Surrogate:
         half = torch.linalg.solve_triangular(self._root, cross, upper=False)
         return mean, half, torch.ones_like(mean)
 
+    def _unscaled(self, scaled: torch.Tensor) -> torch.Tensor:
+        return scaled * self._scale[:, None] + self._centre[:, None]
+
     def _to_units(self, scaled: torch.Tensor) -> torch.Tensor:
-        return scaled * self.scale[:, None] + self._centre[:, None]
+        return self._rates.units(self._unscaled(scaled))
 
 
 class Joint:

@@ -1,8 +1,8 @@
 """Why the front looks as it does: what each checkpoint's weight does, what goes with it, and which pairs interfere.
 
 All of it is read off the Gaussian process that chooses the front, around the merges on it. Every figure is a sum of
-that model's values with fixed coefficients, so its standard error is exact under the model, noise and the correlation
-of neighbouring merges included.
+that model's values with fixed coefficients, so its standard error follows from the model, noise and the correlation of
+neighbouring merges included (of rates by the delta method, see `optimizer.rates`).
 """
 
 from __future__ import annotations

@@ -77,7 +77,10 @@ class Replay:
 
 
 def _fresh(plan: ObjectivePlan, directory: Path, items: int) -> ObjectivePlan:
-    """The objective with fresh items in place of its report split: two fifths of all are requests."""
+    """The objective with fresh items in place of its report split: two fifths of all are requests.
+
+    Of a skill that has fewer problems, all of them.
+    """
     suites = []
     for suite in plan.suites:
         if suite.files is None:

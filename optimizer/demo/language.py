@@ -190,6 +190,9 @@ def draw(skill: str, split: str, rng: random.Random) -> Problem:
 STRAY_REFUSALS = {True: 0.3, False: 0.02}
 
 
+_PATIENCE = 10_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """Languages, each with a word of its own for every concept.
@@ -241,14 +244,18 @@ class World:
         """Items of one skill for one split: `groups` different problems, each in all `languages` (None: the world's).
 
         Requests come harmful and benign by turns, so an even number of groups holds as many of one as of the other.
+        There are fewer where the skill has no more problems: where `_PATIENCE` draws in a row bring none that is new.
         """
         rng = random.Random(f"{skill} {split} {seed}")
         chosen: dict[str, Problem] = {}
-        while len(chosen) < groups:
+        vain = 0
+        while len(chosen) < groups and vain < _PATIENCE:
             problem = draw(skill, split, rng)
             wanted = skill != "request" or is_harmful(*problem.parts[:2]) == (len(chosen) % 2 == 0)
-            if wanted:
-                chosen.setdefault(problem.key, problem)
+            if wanted and problem.key not in chosen:
+                chosen[problem.key], vain = problem, 0
+            else:
+                vain += 1
         said = self.languages if languages is None else languages
         return [self._item(problem, language) for problem in chosen.values() for language in said]
 

@@ -18,7 +18,6 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
 from optimizer.front import fit, hypervolume, knee, non_dominated, posterior, posterior_front, spread
-from optimizer.measurements import Data, at_level
 
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in "abc"}
@@ -182,23 +181,6 @@ def test_a_front_is_the_front_of_the_means_that_it_reports() -> None:
         able = [n for n, e in result.trials.items() if limit is None or e.mean[0] >= limit]
         best = non_dominated(np.array([result.trials[n].mean for n in able]), [MAX, MAX])
         assert list(result.front) == [able[i] for i in best]
-
-
-def test_an_error_is_read_at_the_level_of_the_model_and_not_of_the_luck() -> None:
-    rates = np.linspace(0.5, 0.99, 50)[:, None]
-    variances = rates * (1.0 - rates) / 200.0
-    stopped = np.arange(50) == 45
-    data = Data(
-        numbers=tuple(range(50)),
-        params=({},) * 50,
-        values=rates,
-        variances=np.where(stopped[:, None], 4.0 * variances, variances),
-        constraints=np.zeros((50, 0)),
-    )
-    found = at_level(data, np.where(stopped[:, None], 0.8, rates), ~stopped).variances
-    assert found[~stopped] == pytest.approx(variances[~stopped])
-    # A quarter of the items, and 0.95 was measured where the model sees 0.8.
-    assert found[45, 0] == pytest.approx(4.0 * 0.8 * 0.2 / 200.0, rel=0.1)
 
 
 def test_directions_only_turn_the_sign() -> None:
