@@ -126,7 +126,10 @@ class Surrogate:
         return mean @ coefficients, variance.sqrt()
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean ``(o, n)`` and covariance ``(o, n, n)`` of the outcomes at ``(n, d)``, in units; rates by the delta method."""
+        """Mean ``(o, n)`` and covariance ``(o, n, n)`` of the outcomes at ``(n, d)``, in units.
+
+        The covariance of rates is by the delta method.
+        """
         mean, half, _ = self._project(x)
         slope = (self._scale[:, None] * self._rates.slope(self._unscaled(mean))).unsqueeze(-1)
         covariance = self._kernel(x, x) - half.transpose(-1, -2) @ half

@@ -63,6 +63,13 @@ def test_a_group_is_one_problem_in_every_language() -> None:
         assert [item["lang"] for item in group] == list(language.DEMO.languages)
 
 
+def test_a_skill_with_few_problems_gives_all_that_it_has() -> None:
+    items = language.DEMO.make_items("addition", "report", 1000, seed=0)
+    assert len({item["group"] for item in items}) == len(items) / 3
+    more = language.DEMO.make_items("addition", "report", 1000, seed=1)
+    assert {item["group"] for item in items} == {item["group"] for item in more}
+
+
 def test_half_of_the_requests_are_harmful_and_look_alikes_share_one_half() -> None:
     items = language.DEMO.make_items("request", "report", 40, seed=0)
     labels = [item["label"] for item in items]
