@@ -47,9 +47,8 @@ def measure(
             cache; None where no trial waits for it.
     """
     sample = _sample(like, len(recipe.weights) + 2)
-    if resident:
-        sources = copied(sources, sample, torch.device(device))
-    merger = family.merger(sources)
+    near = copied(sources, sample, torch.device(device)) if resident else None
+    merger = family.merger(sources, near)
     merge, digest = _at_once(workers, threads, lambda: _swap(merger, recipe, sample, device))
     written = sum(t.nbytes for t in sample.values())
     names = [*recipe.weights, *([family.base] if reads_base(recipe.method) else [])]

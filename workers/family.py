@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from storage.checkpoints import Checkpoint, Source
 from storage.file_records import FileRecords
 from workers.merger import Merger, Tensors
+from workers.shares import WHOLE, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,8 @@ class Family:
                 checkpoint.require(self.fingerprints[name])
         return checkpoints
 
-    def merger(self, tensors: Mapping[str, Tensors]) -> Merger:
-        """Merges of the checkpoints' tensors, wherever these lie by now."""
-        return Merger(tensors, self.base, seed=self.seed)
+    def merger(
+        self, tensors: Mapping[str, Tensors], near: Mapping[str, Tensors] | None = None, share: Share = WHOLE
+    ) -> Merger:
+        """Merges of the checkpoints' tensors; see :class:`workers.merger.Merger`."""
+        return Merger(tensors, self.base, seed=self.seed, near=near, share=share)

@@ -9,12 +9,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
+
+Operand = TypeVar("Operand", Tensor, str)
+"""A tensor, or the name of the checkpoint whose tensor it is."""
 
 _CHUNK = 1 << 17
 """Elements at a time in the loop: its few float32 temporaries stay in the cache."""
@@ -33,8 +36,10 @@ _WORTH = 1 << 27
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
+class Pass(Generic[Operand]):
     """One element-wise pass: all that a merge of one tensor is, once the numbers that need whole tensors are known.
+
+    Over names it is plain values that travel to any process; over tensors it can be run.
 
     Attributes:
         kernel: a name in :data:`KERNELS`. tensors: k tensors of one shape, any float type. base: the base's.
@@ -44,9 +49,9 @@ class Pass:
     """
 
     kernel: str
-    tensors: tuple[Tensor, ...]
-    base: Tensor | None = None
-    ranks: tuple[Tensor, ...] = ()
+    tensors: tuple[Operand, ...]
+    base: Operand | None = None
+    ranks: tuple[Operand, ...] = ()
     factors: Sequence[Sequence[float]] = ((),)
     integers: Sequence[Sequence[int]] = ((),)
     arity: int = 0
@@ -56,7 +61,7 @@ class Pass:
 class Runner(Protocol):
     """A way to run a pass."""
 
-    def write(self, todo: Pass, out: Tensor) -> None:
+    def write(self, todo: Pass[Tensor], out: Tensor) -> None:
         """Write the merge of (n,) tensors into ``out`` (n,), on the same device, of any float type."""
         ...
 
@@ -64,12 +69,13 @@ class Runner(Protocol):
 class Loop:
     """A plain loop over pieces that stay in the cache. Works everywhere."""
 
-    def write(self, todo: Pass, out: Tensor) -> None:
+    def write(self, todo: Pass[Tensor], out: Tensor) -> None:
         """See :class:`Runner`."""
         kernel, x = KERNELS[todo.kernel], _operands(todo)
         chunk = _CHUNK if out.device.type == "cpu" else _CHUNK_GPU
-        for first in range(0, out.numel(), chunk):
-            cut = slice(first, first + chunk)
+        for start in range(-(x.first % chunk), out.numel(), chunk):  # no piece goes over the place where draws repeat
+            first = max(start, 0)
+            cut = slice(first, start + chunk)
             tensors, ranks = [t[cut] for t in x.tensors], [r[cut] for r in x.ranks]
             kernel(out[cut], Operands(x.base[cut], tensors, ranks, x.factors, x.integers, x.first + first))
 
@@ -86,7 +92,7 @@ class Compiled:
         self._loop = Loop()
         self._works = True
 
-    def write(self, todo: Pass, out: Tensor) -> None:
+    def write(self, todo: Pass[Tensor], out: Tensor) -> None:
         """See :class:`Runner`."""
         if not self._works or not _suits(todo):
             self._loop.write(todo, out)
@@ -238,7 +244,7 @@ def _draws(places: Tensor, integers: Tensor, i: int) -> Tensor:
     return x ^ ((x >> 15) & 0x1FFFF)
 
 
-def _suits(todo: Pass) -> bool:
+def _suits(todo: Pass[Tensor]) -> bool:
     count = todo.tensors[0].numel()
     types = {t.dtype for t in todo.tensors} | (set() if todo.base is None else {todo.base.dtype})
     drawn = any(todo.integers)
@@ -246,7 +252,7 @@ def _suits(todo: Pass) -> bool:
     return len(types) == 1 and len(todo.tensors) <= todo.arity and count >= _SMALL and not (drawn and last > _PLACES)
 
 
-def _operands(todo: Pass) -> Operands:
+def _operands(todo: Pass[Tensor]) -> Operands:
     device = todo.tensors[0].device
     return Operands(
         base=todo.tensors[0] if todo.base is None else todo.base,
@@ -258,7 +264,7 @@ def _operands(todo: Pass) -> Operands:
     )
 
 
-def _padded(todo: Pass) -> Pass:
+def _padded(todo: Pass[Tensor]) -> Pass[Tensor]:
     """The pass with its full number of tensors: the last one again, with the factor 0."""
     more = todo.arity - len(todo.tensors)
     _, *others = ([*row, *row[-1:] * more] for row in map(list, todo.factors))

@@ -11,9 +11,10 @@ from search_spaces.methods import CATALOGUE
 from search_spaces.recipe import Recipe, digest_of
 from storage.checkpoints import tensor_digest
 from workers.errors import MergeError
-from workers.kernels import runner
-from workers.methods import Inputs, flat, plan
+from workers.kernels import Pass, runner
+from workers.methods import BASE, Inputs, bound, copy_of, plan
 from workers.placement import Streamed
+from workers.shares import WHOLE, Share
 
 Tensors = Mapping[str, Tensor]
 
@@ -24,18 +25,30 @@ class Merger:
     Args:
         sources: checkpoint name to its tensors, in the study file's order (the order in which sums run).
         base: the name of the base among them. seed: the study's, from which the masks of DARE and DELLA are drawn.
+        near: copies of the sources' tensors on the device of the live weights, of each its ``share``, for all
+            sources or none of a name. share: what this process merges of every tensor.
         compiled: whether to compile the element-wise passes; None does so where it pays. The bits are the same.
     """
 
     def __init__(
-        self, sources: Mapping[str, Tensors], base: str, *, seed: int = 0, compiled: bool | None = None
+        self,
+        sources: Mapping[str, Tensors],
+        base: str,
+        *,
+        seed: int = 0,
+        near: Mapping[str, Tensors] | None = None,
+        share: Share = WHOLE,
+        compiled: bool | None = None,
     ) -> None:
         self._sources = sources
+        self._near = near or {}
+        self._share = share
         self._base = base
         self._seed = seed
         self._layers = layer_count(sources[base])
         self._runner = Streamed(runner(sum(t.numel() for t in sources[base].values()), compiled))
         self._inputs: dict[tuple[str, ...], Inputs] = {}
+        self._parts: dict[str, Inputs] = {}
 
     def merge_into(self, recipe: Recipe, targets: Tensors) -> str:
         """Write the merge into ``targets`` and return its digest; see :meth:`write`."""
@@ -46,65 +59,64 @@ class Merger:
     def write(self, recipe: Recipe, targets: Tensors) -> None:
         """Write the merge into ``targets`` (name to tensor, any float type; the sources are there or on the host).
 
-        Tensors that are no floats are copied from the base. Raises MergeError with the tensor's name.
+        Tensors that are no floats are copied from the base. Raises MergeError with the tensor's name, before anything
+        is written.
         """
-        self._check(recipe)
-        for name, target in targets.items():
-            try:
-                self._write_tensor(recipe, name, target)
-            except MergeError as e:
-                raise MergeError(f"{name}: {e}") from e
+        for name, todo in self.plan(recipe, targets).items():
+            self.run(name, todo, targets[name])
 
-    def require(self, recipe: Recipe, like: Tensors) -> None:
-        """Raises MergeError for a recipe that :meth:`write` would refuse, before anything is written."""
-        self._check(recipe)
-        for name, tensor in like.items():
-            try:
-                self._require_tensor(recipe, name, tensor)
-            except MergeError as e:
-                raise MergeError(f"{name}: {e}") from e
-
-    def merged(
-        self, recipe: Recipe, like: Tensors, *, reuse: bool = False, device: torch.device | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors one by one in new memory, with the types and shapes of ``like``.
+    @torch.inference_mode()
+    def plan(self, recipe: Recipe, like: Tensors) -> dict[str, Pass[str]]:
+        """What is to be done for every tensor: all of it that takes whole tensors to be known.
 
         Args:
-            device: where they shall lie; the host by default.
+            like: the merge's tensors, on any device.
+        Raises: MergeError with the tensor's name for what cannot be merged.
+        """
+        self._check(recipe)
+        plans = {}
+        for name, tensor in like.items():
+            try:
+                plans[name] = self._plan(recipe, name, tensor)
+            except MergeError as e:
+                raise MergeError(f"{name}: {e}") from e
+        return plans
+
+    @torch.inference_mode()
+    def run(self, name: str, todo: Pass[str], out: Tensor) -> None:
+        """Write this process's share of a tensor into ``out``, of that many elements."""
+        if out.numel() == 0:
+            return
+        parts, source = self._parts_of(name), self._sources[self._base][name]
+        whole = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        self._runner.write(bound(todo, parts, first=self._share.first(source)), whole.view(-1))
+        if whole is not out:
+            out.copy_(whole)
+
+    def merged(self, recipe: Recipe, like: Tensors, *, reuse: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors one by one in new memory on the host, with the types and shapes of ``like``.
+
+        Args:
             reuse: in two buffers that take turns instead, so that each tensor is overwritten by the next but one: to
                 the system new memory is as much work as a merge.
         """
         most = max((t.nbytes for t in like.values()), default=0) if reuse else 0
-        buffers = cycle([torch.empty(most, dtype=torch.uint8, device=device) for _ in range(2)])
+        buffers = cycle([torch.empty(most, dtype=torch.uint8) for _ in range(2)])
         for (name, shape), buffer in zip(like.items(), buffers, strict=False):
             if reuse:
                 tensor = buffer[: shape.nbytes].view(shape.dtype).view(shape.shape)
             else:
-                tensor = torch.empty(shape.shape, dtype=shape.dtype, device=device)
+                tensor = torch.empty(shape.shape, dtype=shape.dtype)
             self.write(recipe, {name: tensor})
             yield name, tensor
 
-    def _write_tensor(self, recipe: Recipe, name: str, target: Tensor) -> None:
-        base = self._tensor(self._base, name)
-        if not target.is_floating_point():
-            target.copy_(base)
-            return
-        if target.numel() == 0:
-            return
-        todo = plan(recipe.method, self._inputs_of(recipe, name), self._weights(recipe, name), recipe.parameters)
-        if target.is_contiguous():
-            self._runner.write(flat(todo), target.view(-1))
-        else:
-            whole = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-            self._runner.write(flat(todo), whole.view(-1))
-            target.copy_(whole)
-
-    def _require_tensor(self, recipe: Recipe, name: str, tensor: Tensor) -> None:
+    def _plan(self, recipe: Recipe, name: str, tensor: Tensor) -> Pass[str]:
         base = self._tensor(self._base, name)
         if base.shape != tensor.shape:
             raise MergeError(f"the base must have the model's shape {tuple(tensor.shape)}, not {tuple(base.shape)}.")
-        if tensor.is_floating_point():
-            self._inputs_of(recipe, name)
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            return copy_of(BASE)
+        return plan(recipe.method, self._inputs_of(recipe, name), self._weights(recipe, name), recipe.parameters)
 
     def _weights(self, recipe: Recipe, name: str) -> dict[str, float]:
         """Checkpoint to weight for one tensor, in the sources' order."""
@@ -130,11 +142,24 @@ class Merger:
             self._inputs[key] = Inputs(name, base, tensors, self._seed)
         return self._inputs[key]
 
+    def _parts_of(self, name: str) -> Inputs:
+        """This process's share of a tensor of every checkpoint, where the pass shall read it."""
+        if name not in self._parts:
+            parts = {c: self._part(c, name) for c, tensors in self._sources.items() if name in tensors}
+            self._parts[name] = Inputs(name, parts[self._base], parts, self._seed)
+        return self._parts[name]
+
+    def _part(self, checkpoint: str, name: str) -> Tensor:
+        near = self._near.get(checkpoint, {})
+        return near[name] if name in near else self._share.part(self._sources[checkpoint][name])
+
     def _tensor(self, checkpoint: str, name: str) -> Tensor:
+        """The nearest copy of the whole tensor."""
         tensors = self._sources[checkpoint]
         if name not in tensors:
             raise MergeError(f"every checkpoint must have the tensor, but {checkpoint} has not.")
-        return tensors[name]
+        part = self._part(checkpoint, name)
+        return part if part.shape == tensors[name].shape else tensors[name]
 
     def _check(self, recipe: Recipe) -> None:
         if recipe.method not in CATALOGUE:

@@ -1,16 +1,17 @@
 """Merge methods: pure functions of tensors.
 
-A method has two parts. What needs whole tensors (norms, thresholds, ranks) does not depend on the weights:
-:class:`Inputs` computes it once and keeps it. The rest is one element-wise pass (:mod:`workers.kernels`), which is
-what a method returns. Weights are float64 up to the multiply; sums run in float32 in the order of the checkpoints.
+A method has two parts. What needs whole tensors (norms, thresholds) or whole rows (ranks) does not depend on the
+weights: :class:`Inputs` computes it once and keeps it. The rest is one element-wise pass (:mod:`workers.kernels`),
+which is what a method returns, over the names of the checkpoints: plain values, whoever reads the tensors. Weights are
+float64 up to the multiply; sums run in float32 in the order of the checkpoints.
 
 Every method takes the inputs, one weight a checkpoint, and its parameters; it reads no checkpoint whose weight is 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import acos, cos, inf, sin, sqrt
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 from search_spaces.methods import CATALOGUE, PARAMETERS
 from workers.errors import MergeError
 from workers.kernels import Loop, Pass
+
+BASE: Final = ""
+"""The base's name in a pass: no checkpoint has it."""
 
 _CHUNK = 1 << 20
 _PARALLEL = 0.9995
@@ -121,7 +125,7 @@ class Inputs:
         return (self.tensors[checkpoint].float() - self.base.float()).abs_()
 
 
-def linear(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass:
+def linear(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass[str]:
     """Weighted sum of checkpoints, theta = sum_i w_i theta_i (model soups, arXiv:2203.05482).
 
     A single weight of 1 is that checkpoint bit for bit. Raises MergeError where all weights are zero.
@@ -129,10 +133,10 @@ def linear(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass:
     used = {name: w for name, w in weights.items() if w != 0.0}
     if not used:
         raise MergeError("weights must not all be zero, but they are.")
-    return _sum_of([inputs.tensors[name] for name in used], list(used.values()), arity=len(weights))
+    return _sum_of(list(used), list(used.values()), arity=len(weights))
 
 
-def slerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass:
+def slerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass[str]:
     """Spherical interpolation of two checkpoints (Shoemake 1985), each tensor taken as one vector.
 
     Weights are (1 - t, t). Directions that are nearly parallel are joined by a straight line. Raises MergeError for
@@ -149,10 +153,10 @@ def slerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass:
         return straight
     angle = acos(cosine)
     factors = [sin(left * angle) / sin(angle), sin(right * angle) / sin(angle)]
-    return _sum_of(list(inputs.tensors.values()), factors, arity=2)
+    return _sum_of(list(inputs.tensors), factors, arity=2)
 
 
-def multislerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass:
+def multislerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass[str]:
     """Weighted mean on the sphere (Buss and Fillmore 2001, ACM Trans. Graph. 20(2)), each tensor taken as one vector.
 
     Its direction is the one whose weighted sum of squared angles to the checkpoints is least, its length their
@@ -168,30 +172,30 @@ def multislerp(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pas
     sizes, weight = np.array(lengths)[used], np.array(shares)[used]
     direction = _spherical_mean(gram / np.outer(sizes, sizes), weight)
     factors = direction / sizes * float(weight @ sizes)
-    tensors = list(inputs.tensors.values())
-    return _sum_of([tensors[i] for i in used], factors.tolist(), arity=len(weights))
+    names = list(inputs.tensors)
+    return _sum_of([names[i] for i in used], factors.tolist(), arity=len(weights))
 
 
-def task_arithmetic(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
+def task_arithmetic(_inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass[str]:
     """The base plus scaled task vectors, theta_0 + lambda sum_i s_i (theta_i - theta_0) (arXiv:2212.04089)."""
-    return _vectors("plain_sum", inputs, scales, parameters)
+    return _vectors("plain_sum", scales, parameters)
 
 
-def ties(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
+def ties(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass[str]:
     """Task vectors trimmed to their ``density`` greatest magnitudes; at each element only those count whose sign is
     that of the scaled sum (TIES-Merging, arXiv:2306.01708).
     """
     return _trimmed("trimmed_election", inputs, scales, parameters, gamma=0.0)
 
 
-def breadcrumbs(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
+def breadcrumbs(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass[str]:
     """Task vectors without their ``gamma`` greatest magnitudes, trimmed to the ``density`` next
     (Model Breadcrumbs, arXiv:2312.06795).
     """
     return _trimmed("trimmed_sum", inputs, scales, parameters, gamma=parameters["gamma"])
 
 
-def dare_linear(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
+def dare_linear(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass[str]:
     """Each element of a task vector is kept with probability ``density`` and divided by it (DARE, arXiv:2311.03099).
 
     The draw is the same for every trial of a study, and nested: a greater density keeps what a lesser one keeps.
@@ -199,12 +203,12 @@ def dare_linear(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass
     return _dropped("dropped_sum", inputs, scales, parameters)
 
 
-def dare_ties(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
+def dare_ties(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass[str]:
     """``dare_linear``, and at each element only those vectors count whose sign is that of the scaled sum."""
     return _dropped("dropped_election", inputs, scales, parameters)
 
 
-def della(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
+def della(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass[str]:
     """Each element of a task vector is kept with a probability that rises with its magnitude's rank in its row, from
     ``density - epsilon`` to ``density + epsilon``, and divided by it; then signs are elected (DELLA, arXiv:2406.11617).
 
@@ -218,16 +222,15 @@ def della(inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
     used = _used(scales)
     return _vectors(
         "ranked_election",
-        inputs,
         scales,
         parameters,
         factors=[[lowest] * len(used), [step] * len(used)],
         integers=_seeds(inputs, used),
-        ranks=tuple(inputs.ranks(name) for name in used),
+        ranks=tuple(used),
     )
 
 
-def wise_ft(inputs: Inputs, shares: Weights, _parameters: Parameters) -> Pass:
+def wise_ft(inputs: Inputs, shares: Weights, _parameters: Parameters) -> Pass[str]:
     """The straight line from the base to one fine-tuned model, (1 - a) theta_0 + a theta_1 (arXiv:2109.01903).
 
     Both ends are exact. Raises MergeError for another number of checkpoints than one.
@@ -235,12 +238,11 @@ def wise_ft(inputs: Inputs, shares: Weights, _parameters: Parameters) -> Pass:
     if len(shares) != 1:
         raise MergeError(f"wise_ft merges the base and one checkpoint, but got {len(shares)}.")
     ((name, share),) = shares.items()
-    pairs = [(inputs.base, 1.0 - share), (inputs.tensors[name], share)]
-    used = [(tensor, factor) for tensor, factor in pairs if factor != 0.0]
-    return _sum_of([t for t, _ in used], [f for _, f in used], arity=2)
+    used = {n: factor for n, factor in ((BASE, 1.0 - share), (name, share)) if factor != 0.0}
+    return _sum_of(list(used), list(used.values()), arity=2)
 
 
-def model_stock(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass:
+def model_stock(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pass[str]:
     """Between base and uniform average, at t = k c / (1 + (k - 1) c) with c the mean cosine of task vectors
     (Model Stock, arXiv:2403.19522). It has no weights: those given only say which checkpoints.
     """
@@ -252,11 +254,11 @@ def model_stock(inputs: Inputs, weights: Weights, _parameters: Parameters) -> Pa
     below = 1 + (k - 1) * cosine
     share = k * cosine / below if abs(below) > 1e-6 else 0.0
     if share == 0.0:
-        return _copy(inputs.base)
-    return _sum_of([inputs.base, *inputs.tensors.values()], [1.0 - share, *[share / k] * k], arity=0)
+        return copy_of(BASE)
+    return _sum_of([BASE, *inputs.tensors], [1.0 - share, *[share / k] * k], arity=0)
 
 
-METHODS: Mapping[str, Callable[[Inputs, Weights, Parameters], Pass]] = {
+METHODS: Mapping[str, Callable[[Inputs, Weights, Parameters], Pass[str]]] = {
     "linear": linear,
     "slerp": slerp,
     "multislerp": multislerp,
@@ -271,7 +273,7 @@ METHODS: Mapping[str, Callable[[Inputs, Weights, Parameters], Pass]] = {
 }
 
 
-def plan(method: str, inputs: Inputs, weights: Weights, parameters: Parameters) -> Pass:
+def plan(method: str, inputs: Inputs, weights: Weights, parameters: Parameters) -> Pass[str]:
     """The pass of a method by name, its parameters completed by defaults. Raises MergeError for what cannot be."""
     known = CATALOGUE[method].parameters
     complete = {name: parameters.get(name, PARAMETERS[name].default) for name in known}
@@ -285,17 +287,32 @@ def merge(method: str, inputs: Inputs, weights: Weights, parameters: Parameters 
     """The merge of one tensor, float32, in the base's shape."""
     todo = plan(method, inputs, weights, parameters or {})
     out = torch.empty(inputs.base.shape, dtype=torch.float32, device=inputs.base.device)
-    Loop().write(flat(todo), out.view(-1))
+    Loop().write(bound(todo, inputs), out.view(-1))
     return out
 
 
-def flat(todo: Pass) -> Pass:
-    """The pass over the same tensors as vectors (n,)."""
-    return replace(
-        todo,
-        tensors=tuple(t.reshape(-1) for t in todo.tensors),
-        base=None if todo.base is None else todo.base.reshape(-1),
+def bound(todo: Pass[str], inputs: Inputs, *, first: int = 0) -> Pass[Tensor]:
+    """The pass over the inputs' own tensors, as vectors (n,).
+
+    Args:
+        inputs: whole tensors, or the same rows of each. first: index of their first element in the whole tensor.
+    """
+    tensors = {name: t.reshape(-1) for name, t in {**inputs.tensors, BASE: inputs.base}.items()}
+    return Pass(
+        kernel=todo.kernel,
+        tensors=tuple(tensors[name] for name in todo.tensors),
+        base=None if todo.base is None else tensors[todo.base],
+        ranks=tuple(inputs.ranks(name) for name in todo.ranks),
+        factors=todo.factors,
+        integers=todo.integers,
+        arity=todo.arity,
+        first=first,
     )
+
+
+def copy_of(name: str) -> Pass[str]:
+    """The pass that takes a checkpoint's tensor as it is."""
+    return Pass(kernel="copy", tensors=(name,))
 
 
 def _sorted_values(values: Tensor, places: list[int]) -> list[float]:
@@ -305,14 +322,10 @@ def _sorted_values(values: Tensor, places: list[int]) -> list[float]:
     return [float(values.kthvalue(place + 1).values) for place in places]
 
 
-def _copy(tensor: Tensor) -> Pass:
-    return Pass(kernel="copy", tensors=(tensor,))
-
-
-def _sum_of(tensors: Sequence[Tensor], factors: Sequence[float], *, arity: int) -> Pass:
+def _sum_of(names: Sequence[str], factors: Sequence[float], *, arity: int) -> Pass[str]:
     if list(factors) == [1.0]:
-        return _copy(tensors[0])
-    return Pass(kernel="weighted_sum", tensors=tuple(tensors), factors=[factors], arity=arity)
+        return copy_of(names[0])
+    return Pass(kernel="weighted_sum", tensors=tuple(names), factors=[factors], arity=arity)
 
 
 def _used(scales: Weights) -> list[str]:
@@ -321,22 +334,21 @@ def _used(scales: Weights) -> list[str]:
 
 def _vectors(
     kernel: str,
-    inputs: Inputs,
     scales: Weights,
     parameters: Parameters,
     *,
     factors: Sequence[Sequence[float]] = (),
     integers: Sequence[Sequence[int]] = ((),),
-    ranks: tuple[Tensor, ...] = (),
-) -> Pass:
+    ranks: tuple[str, ...] = (),
+) -> Pass[str]:
     """A pass over task vectors; without a scale above or below zero it is the base, bit for bit."""
     used = _used(scales)
     if not used:
-        return _copy(inputs.base)
+        return copy_of(BASE)
     return Pass(
         kernel=kernel,
-        tensors=tuple(inputs.tensors[name] for name in used),
-        base=inputs.base,
+        tensors=tuple(used),
+        base=BASE,
         ranks=ranks,
         factors=[[scales[name] for name in used], [parameters["lambda"]] * len(used), *factors],
         integers=integers,
@@ -344,17 +356,17 @@ def _vectors(
     )
 
 
-def _trimmed(kernel: str, inputs: Inputs, scales: Weights, parameters: Parameters, *, gamma: float) -> Pass:
+def _trimmed(kernel: str, inputs: Inputs, scales: Weights, parameters: Parameters, *, gamma: float) -> Pass[str]:
     windows = [inputs.window(name, parameters["density"], gamma) for name in _used(scales)]
     edges = [[low for low, _ in windows], [high for _, high in windows]]
-    return _vectors(kernel, inputs, scales, parameters, factors=edges)
+    return _vectors(kernel, scales, parameters, factors=edges)
 
 
-def _dropped(kernel: str, inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass:
+def _dropped(kernel: str, inputs: Inputs, scales: Weights, parameters: Parameters) -> Pass[str]:
     used, density = _used(scales), parameters["density"]
     last = max(int(density * 2**32), 1) - 2**31 - 1
     integers = [*_seeds(inputs, used), [last] * len(used)]
-    return _vectors(kernel, inputs, scales, parameters, factors=[[density] * len(used)], integers=integers)
+    return _vectors(kernel, scales, parameters, factors=[[density] * len(used)], integers=integers)
 
 
 def _seeds(inputs: Inputs, used: Sequence[str]) -> list[list[int]]:

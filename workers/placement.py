@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels import Pass, Runner
+from workers.shares import WHOLE, Share
 
 BUFFER = 1 << 28
 """Bytes of one of the two buffers on each side."""
@@ -56,21 +57,25 @@ def place(*, model: int, sources: int, free: int) -> Placement:
 
 
 def placed(sources: Mapping[str, Tensors], targets: Tensors) -> dict[str, Tensors]:
-    """The sources where a merge into ``targets`` shall read them; of those that are copied only what it reads."""
+    """Copies of the sources beside ``targets``, of what a merge into these reads; none where they do not fit."""
     device = next(iter(targets.values())).device
     if device.type == "cpu":
-        return dict(sources)
+        return {}
     model = sum(t.nbytes for t in targets.values())
     size = sum(t.nbytes for tensors in sources.values() for t in tensors.values())
     free = torch.get_device_module(device).mem_get_info(device)[0]
     if not place(model=model, sources=size, free=free + model).resident:
-        return dict(sources)
+        return {}
     return copied(sources, targets, device)
 
 
-def copied(sources: Mapping[str, Tensors], names: Container[str], device: torch.device) -> dict[str, Tensors]:
-    """The sources on a device, of each only the tensors that are named."""
-    return {c: {n: t.to(device) for n, t in tensors.items() if n in names} for c, tensors in sources.items()}
+def copied(
+    sources: Mapping[str, Tensors], names: Container[str], device: torch.device, share: Share = WHOLE
+) -> dict[str, Tensors]:
+    """Shares of the sources on a device, of each only the tensors that are named."""
+    return {
+        c: {n: share.part(t).to(device) for n, t in tensors.items() if n in names} for c, tensors in sources.items()
+    }
 
 
 class Streamed:
@@ -87,7 +92,7 @@ class Streamed:
         self._always = always
         self._slots: dict[torch.device, list[_Slot]] = {}
 
-    def write(self, todo: Pass, out: Tensor) -> None:
+    def write(self, todo: Pass[Tensor], out: Tensor) -> None:
         """See :class:`workers.kernels.Runner`."""
         if todo.tensors[0].device == out.device and not self._always:
             self._inner.write(todo, out)
@@ -135,11 +140,11 @@ class _Slot:
         self._merged.record(self._module.current_stream())
 
 
-def _operands(todo: Pass) -> list[Tensor]:
+def _operands(todo: Pass[Tensor]) -> list[Tensor]:
     return [*todo.tensors, *todo.ranks, *([] if todo.base is None else [todo.base])]
 
 
-def _with(todo: Pass, operands: Sequence[Tensor], first: int) -> Pass:
+def _with(todo: Pass[Tensor], operands: Sequence[Tensor], first: int) -> Pass[Tensor]:
     """The pass over a piece of its operands, from their element ``first`` on."""
     k, ranks = len(todo.tensors), len(todo.ranks)
     return replace(

@@ -281,7 +281,8 @@ class MergingEngine(TransformersEngine):
         self._checkpoints = tuple(checkpoints.values())
         super().__init__(base.path, tokenizer, dtype=dtype, device=device, trust_remote_code=base.trust_remote_code)
         self._live = self.weights()
-        self._merger = family.merger(placed({name: c.tensors for name, c in checkpoints.items()}, self._live))
+        sources = {name: c.tensors for name, c in checkpoints.items()}
+        self._merger = family.merger(sources, near=placed(sources, self._live))
         arguments = {"dtype": dtype, "device": device}
         self.facts = Facts(
             engine="transformers",

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from search_spaces.errors import InputError
-from search_spaces.recipe import Recipe
+from search_spaces.recipe import Recipe, digest_of
 from storage.checkpoints import Checkpoint
 from storage.errors import CheckpointError
 from workers.endings import Endings
@@ -95,16 +95,17 @@ class VllmEngine:
 
     def swap(self, recipe: Recipe) -> str:
         """See :class:`workers.engine.Engine`."""
-        faults = [fault for fault in self._call("mergefront_check", recipe) if fault]
-        if faults:
-            raise MergeError(faults[0])
-        digest, *_ = self._call("mergefront_swap", recipe, not self._clean)
+        found = self._call("mergefront_plan", recipe)
+        for fault in (fault for fault, _ in found if fault):
+            raise MergeError(fault)
+        plans = {name: todo for _, owned in found for name, todo in owned.items()}
+        digests = self._call("mergefront_swap", plans, not self._clean)
         self._clean = True
         if not _guarded(self._llm.reset_prefix_cache):
             raise EngineDied("vLLM must drop its prefix cache after a swap, but it did not.")
         for changed in filter(None, self._call("mergefront_changed")):
             raise CheckpointError(changed)
-        return str(digest)
+        return digest_of({name: digest for owned in digests for name, digest in owned.items()})
 
     def loglikelihood(self, requests: tuple[Request, ...]) -> Sequence[LogLikelihood]:
         """One prefill a request, all of them in one queue.

@@ -14,7 +14,7 @@ from search_spaces.methods import CATALOGUE, METHODS, PARAMETERS, SIMPLEX_METHOD
 from workers.errors import MergeError
 from workers.kernels import Compiled, Loop
 from workers.methods import METHODS as FUNCTIONS
-from workers.methods import Inputs, flat, merge, plan
+from workers.methods import Inputs, bound, merge, plan
 
 SCALED = [name for name in METHODS if CATALOGUE[name].drawn == "scale"]
 CORNERED = [*SIMPLEX_METHODS, "wise_ft"]
@@ -319,7 +319,7 @@ def test_the_compiled_pass_gives_the_bits_of_the_loop(method: str) -> None:
         used: Mapping[str, float] = dict(zip(inputs.tensors, values, strict=False))
         if method in SIMPLEX_METHODS and sum(used.values()) == 0:
             continue
-        todo = flat(plan(method, inputs, used, parameters(method)))
+        todo = bound(plan(method, inputs, used, parameters(method)), inputs)
         with torch.inference_mode():
             outs = [torch.empty(inputs.base.numel(), dtype=torch.bfloat16) for _ in range(2)]
             compiled.write(todo, outs[0])
@@ -381,7 +381,7 @@ def test_one_form_more_than_the_compiler_keeps_goes_through_the_loop() -> None:
     compiled = Compiled()
     for count in (2, 3):
         inputs = family(5, count, (200, 130), torch.bfloat16)
-        todo = flat(plan("linear", inputs, dict.fromkeys(inputs.tensors, 1 / count), {}))
+        todo = bound(plan("linear", inputs, dict.fromkeys(inputs.tensors, 1 / count), {}), inputs)
         with torch.inference_mode():
             outs = [torch.empty(inputs.base.numel(), dtype=torch.bfloat16) for _ in range(2)]
             compiled.write(todo, outs[0])
@@ -389,3 +389,16 @@ def test_one_form_more_than_the_compiler_keeps_goes_through_the_loop() -> None:
         assert bits(outs[0]) == bits(outs[1])
     assert compiled._works
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "della"])
+def test_draws_begin_anew_at_one_place_however_a_tensor_is_cut(method: str) -> None:
+    inputs = family(5, 2, (7, 100))
+    todo = bound(plan(method, inputs, {"a": 0.5, "b": 0.3}, parameters(method)), inputs, first=2**31 - 300)
+    whole = torch.empty(700)
+    Loop().write(todo, whole)
+    for first, rows in ((2**31 - 300, slice(0, 3)), (0, slice(3, 7))):
+        part = Inputs(inputs.name, inputs.base[rows], {n: t[rows] for n, t in inputs.tensors.items()}, inputs.seed)
+        out = torch.empty(part.base.numel())
+        Loop().write(bound(plan(method, part, {"a": 0.5, "b": 0.3}, parameters(method)), part, first=first), out)
+        assert bits(out) == bits(whole.view(7, 100)[rows])

@@ -76,7 +76,7 @@ def test_no_piece_is_greater_than_a_buffer_and_none_is_left_out() -> None:
     seen: list[tuple[int, int]] = []
 
     class Watching(Loop):
-        def write(self, todo: Pass, out: Tensor) -> None:
+        def write(self, todo: Pass[Tensor], out: Tensor) -> None:
             assert sum(t.nbytes for t in todo.tensors) <= 1 << 13
             seen.append((todo.first, out.numel()))
             super().write(todo, out)
@@ -114,5 +114,4 @@ def test_a_family_is_resident_where_it_fits_beside_the_model_and_else_streamed()
 
 def test_on_a_cpu_sources_stay_the_mapped_files() -> None:
     sources = family((torch.float32,) * 4)
-    found = placed(sources, sources["base"])
-    assert all(found[c][n] is t for c, tensors in sources.items() for n, t in tensors.items())
+    assert placed(sources, sources["base"]) == {}
