@@ -141,12 +141,14 @@ def _on_vllm(spec: Spec, checkpoints: Mapping[str, Checkpoint], sizes: _Sizes, d
         ways = ways_out(vllm_ways(config, like, spec, sources=sizes.sources, free=free))
         return Memory(fact=f"{size_of(free)} free on a GPU", problem=str(e).rstrip(".") + ways + ".")
     pinned = 0 if found.resident else 2 * BUFFER
-    through = f"streamed from the host through {size_of(pinned)} of pinned memory, up to {size_of(sizes.read)} a trial"
-    where = "resident" if found.resident else f"{through}, on each GPU"
+    through = (
+        f"streamed from the host through {size_of(pinned)} of pinned memory a GPU, up to {size_of(sizes.read)} a trial"
+    )
+    where = "resident, shared out among the GPUs" if found.resident else through
     plan = Plan(
         model=sizes.model,
         read=sizes.read,
-        on_gpu=sizes.model + (processes * sizes.sources if found.resident else 0),
+        on_gpu=sizes.model + (sizes.sources if found.resident else 0),
         pinned=pinned * processes,
         mapped=0 if found.resident else sizes.sources,
         from_disk=not found.resident and sizes.read > sizes.host,

@@ -58,19 +58,21 @@ def predict(
 
 
 def _rates(spec: Spec, checkpoints: Mapping[str, Checkpoint], plan: Plan, workers: int) -> Rates:
-    base, setup = checkpoints[BASE], spec.setup(device="cpu")
+    base, setup, processes = checkpoints[BASE], spec.setup(device="cpu"), spec.workers.tensor_parallel
     first_checkpoint = checkpoints[spec.checkpoints[0].name]
-    return bandwidths.measure(
+    one = bandwidths.measure(
         setup.family,
         {name: checkpoint.tensors for name, checkpoint in checkpoints.items()},
         empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code),
         starting_points(spec)[0].recipe,
         device=pick_device(spec.workers.device),
-        workers=workers if pick_device(spec.workers.device) == "cpu" else 1,
+        workers=workers * processes if pick_device(spec.workers.device) == "cpu" else 1,
         threads=setup.threads,
         resident=bool(plan.on_gpu) and not plan.streamed,
         disk=_largest(first_checkpoint) if plan.from_disk else None,
     )
+    # Each process of an engine merges and hashes its share. What they exchange is not in it.
+    return replace(one, merge=one.merge * processes, digest=one.digest * processes)
 
 
 def _largest(checkpoint: Checkpoint) -> Path:

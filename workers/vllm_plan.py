@@ -76,7 +76,7 @@ class Needs:
 
     Attributes:
         model: its part of the weights. text: keys and values of one text of full length. swap: tensors on their way
-            into the model. sources: of all checkpoints.
+            into the model. sources: its share of all checkpoints.
     """
 
     model: int
@@ -88,7 +88,8 @@ class Needs:
     def of(cls, like: Mapping[str, Tensor], cache: Cache, *, sources: int, processes: int) -> "Needs":
         """By the live weights (on any device) and the bytes of all checkpoints."""
         model = sum(t.nbytes for t in like.values())
-        return cls(model=model // processes, text=cache.text, swap=swap_room(like), sources=sources)
+        share = -(-sources // processes)
+        return cls(model=model // processes, text=cache.text, swap=swap_room(like), sources=share)
 
 
 def plan_gpu(needs: Needs, *, total: int, free: int) -> GpuPlan:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from optimizer.spec import load_spec
 from optimizer.verify import canaries, compared, verify_swap
 from search_spaces.errors import InputError
+from search_spaces.methods import CATALOGUE
 from search_spaces.recipe import Recipe, only
 from storage.checkpoints import Source
 from storage.records import Assignment, Measured
@@ -308,11 +309,12 @@ def test_a_dense_architecture_passes_verify_swap(kind: str, dtype: str, tmp_path
     assert live[0].totals != live[1].totals
 
 
-def test_olmo2_passes_verify_swap(tmp_path: Path, study_file: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_olmo2_passes_verify_swap(tmp_path: Path, study_file: Callable[..., Path], processes: int) -> None:
     """In processes of their own, as the command does it: there vLLM has changed no class of transformers yet."""
     setup = two_of("olmo2", "bfloat16", tmp_path / "olmo2")
     objectives = load_spec(study_file()).setup(device="cpu").objectives
-    proof = verify_swap(replace(setup, objectives=objectives), only("alpha"))
+    proof = verify_swap(replace(setup, objectives=objectives, tensor_parallel=processes), only("alpha"))
     assert (proof.swapped, proof.back, proof.problem) == (0.0, 0.0, "")
     assert proof.answers > 10
 
@@ -340,6 +342,123 @@ def test_a_lora_adapter_is_merged_into_full_weights_before_the_swap(models: Path
     assert live.swap(recipe) == other.swap(recipe)
     assert totals(live) == pytest.approx(totals(other), abs=2e-3)
     assert totals(live) != pytest.approx(untuned, abs=1e-2)
+
+
+@pytest.fixture
+def shared() -> Iterator[Callable[[Setup], Any]]:
+    """Engines of two processes each, which are ended with the test."""
+    begun: list[Any] = []
+
+    def start(setup: Setup) -> Any:
+        begun.append(opened(replace(setup, tensor_parallel=2)))
+        return begun[-1]
+
+    yield start
+    for engine in begun:
+        engine._llm.llm_engine.model_executor.shutdown()
+
+
+def in_each(engine: Any, call: Callable[[Any], Any]) -> list[Any]:
+    """What a call of each process's worker gives there."""
+    return engine._llm.collective_rpc(call)  # type: ignore[no-any-return]
+
+
+def watch(worker: Any) -> None:
+    """Count the elements that this process merges from now on."""
+    merger = worker.worker._mergefront_merger
+    run, worker.worker.merged = merger.run, {}
+
+    def counted(name: str, todo: Any, out: Any) -> None:
+        worker.worker.merged[name] = out.numel()
+        run(name, todo, out)
+
+    merger.run = counted
+
+
+def merged_there(worker: Any) -> dict[str, int]:
+    return worker.worker.merged  # type: ignore[no-any-return]
+
+
+def test_two_processes_merge_their_rows_with_every_method_as_one_does(
+    models: Path, engine: Engine, shared: Callable[[Setup], Any]
+) -> None:
+    """And answer alike. Of a matrix each merges its half, of 49 rows one of them more; of a norm all."""
+    pair = shared(family(models))
+    in_each(pair, watch)
+    wanted = {"density": 0.6, "epsilon": 0.2, "gamma": 0.1, "lambda": 0.9}
+    for name, method in CATALOGUE.items():
+        weights = dict(zip(NAMES[1:][: method.most or 3], ((0.5,), (0.3,), (0.2,)), strict=False))
+        recipe = Recipe(method=name, weights=weights, parameters={p: wanted[p] for p in method.parameters})
+        assert (name, pair.swap(recipe)) == (name, engine.swap(recipe))
+        assert totals(pair) == pytest.approx(totals(engine), abs=2e-3)
+    first, second = in_each(pair, merged_there)
+    for name, tensor in load_file(models / "base" / "model.safetensors").items():
+        *rows, columns = tensor.shape
+        more, less = (columns * -(-rows[0] // 2), columns * (rows[0] // 2)) if rows else (columns, columns)
+        assert (first[name], second[name]) == (more, less)
+    assert first["model.embed_tokens.weight"] > second["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DENSE if kind != "olmo2"])
+def test_two_processes_share_a_dense_architecture(kind: str, tmp_path: Path, shared: Callable[[Setup], Any]) -> None:
+    setup = two_of(kind, "float32", tmp_path)
+    pair, alone = shared(setup), opened(setup)
+    recipe = Recipe(method="linear", weights={"base": (0.3,), "alpha": (0.7,)})
+    assert pair.swap(recipe) == alone.swap(recipe)
+    assert totals(pair) == pytest.approx(totals(alone), abs=2e-3)
+    assert pair.generate(WRITTEN) == alone.generate(WRITTEN)
+
+
+def raises(worker: Any) -> None:
+    raise OSError("a source went away")
+
+
+def is_killed(worker: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("breaks", [raises, is_killed])
+def test_a_process_that_breaks_in_the_middle_of_a_swap_ends_the_engine(
+    models: Path, shared: Callable[[Setup], Any], breaks: Callable[[Any], None]
+) -> None:
+    """The others wait for it in an exchange, and vLLM waits for the first of them."""
+    pair = shared(family(models))
+    pair.swap(BLEND)
+    processes = [w.proc for w in pair._llm.llm_engine.model_executor.workers]
+
+    def break_the_second(worker: Any) -> None:
+        merger, rank = worker.worker._mergefront_merger, worker.worker.rank
+        run, calls = merger.run, []
+
+        def breaking(name: str, todo: Any, out: Any) -> None:
+            calls.append(name)
+            if rank == 1 and len(calls) == 7:
+                breaks(worker)
+            run(name, todo, out)
+
+        merger.run = breaking
+
+    in_each(pair, break_the_second)
+    with pytest.raises(EngineDied, match="vLLM broke: "):
+        pair.swap(BLEND)
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_a_recipe_that_two_processes_cannot_merge_leaves_them_as_they_were(
+    models: Path, tmp_path: Path, shared: Callable[[Setup], Any]
+) -> None:
+    """Whichever of them owns the tensor that the method refuses: nothing is exchanged before all have planned."""
+    wrong = tmp_path / "models"
+    shutil.copytree(models, wrong)
+    tensors = load_file(wrong / "alpha" / "model.safetensors")
+    zero = ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.weight")
+    save_file({n: t * (n not in zero) for n, t in tensors.items()}, wrong / "alpha" / "model.safetensors")
+    pair = shared(family(wrong))
+    pair.swap(only("beta"))
+    before = totals(pair)
+    with pytest.raises(MergeError, match="a direction must have a length, but the tensor is all zero in alpha"):
+        pair.swap(Recipe(method="slerp", weights={"alpha": (0.5,), "beta": (0.5,)}))
+    assert totals(pair) == before
 
 
 SHARED = """
