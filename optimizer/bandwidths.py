@@ -4,6 +4,7 @@ import mmap
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Barrier, Lock
@@ -17,7 +18,7 @@ from search_spaces.methods import CATALOGUE
 from search_spaces.recipe import Recipe
 from workers.family import Family
 from workers.merger import Merger, Tensors, merge_digest
-from workers.placement import copied
+from workers.placement import copied, sizes
 
 _SAMPLE = 1 << 30
 """Bytes that a measured merge reads and writes, as far as a family has so many: more than caches hold."""
@@ -36,20 +37,23 @@ def measure(
     device: str,
     workers: int,
     threads: int,
-    resident: bool,
+    resident: float,
     disk: Path | None,
 ) -> Rates:
     """Merge a sample of the family as a trial does, and take its digest.
 
     Args:
-        like: the live weights, on any device. resident: whether the checkpoints shall be copied to the device first.
+        like: the live weights, on any device. resident: what share of the checkpoints is copied to the device first.
         workers: how many do so at once, each with so many ``threads``. disk: a weight file to read past the system's
             cache; None where no trial waits for it.
     """
     sample = _sample(like, len(recipe.weights) + 2)
-    near = copied(sources, sample, torch.device(device)) if resident else None
-    merger = family.merger(sources, near)
-    merge, digest = _at_once(workers, threads, lambda: _swap(merger, recipe, sample, device))
+    merge = digest = 0.0
+    for part, room in ((resident, sum(sizes(sources, sample).values())), (1.0 - resident, 0)):
+        if part:
+            merger = family.merger(sources, copied(sources, sample, torch.device(device), room))
+            whole, digest = _at_once(workers, threads, partial(_swap, merger, recipe, sample, device))
+            merge += part * whole
     written = sum(t.nbytes for t in sample.values())
     names = [*recipe.weights, *([family.base] if reads_base(recipe.method) else [])]
     read = sum(sources[name][t].nbytes for name in names for t in sample)

@@ -1,8 +1,8 @@
 """What a study needs of memory, on the host and on each GPU, against what there is."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from optimizer.planner import Plan, Way, size_of, ways_out
 from optimizer.spec import BASE, Spec
 from search_spaces.errors import InputError
 from storage.checkpoints import Checkpoint
-from workers.placement import BUFFER, place
+from workers.placement import buffers, place
 from workers.transformers_engine import context_of, empty_weights
 from workers.vllm_plan import Cache, Needs, plan_gpu, streamed_needs
 
@@ -79,7 +79,7 @@ def _on_cpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
     each = sizes.model + sizes.ranks
     left = sizes.host - each * workers
     fact = (
-        f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes)}; checkpoints "
+        f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes.ranks)}; checkpoints "
         f"{size_of(sizes.sources)} mapped once, shared by all workers; available {size_of(sizes.host)}"
     )
     plan = Plan(model=sizes.model, read=sizes.read, own=each, mapped=sizes.sources, from_disk=sizes.read > left)
@@ -88,7 +88,7 @@ def _on_cpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
     return Memory(
         fact=fact,
         problem=_too_little(each * workers, sizes.host, ways),
-        warnings=tuple(_from_disk(sizes, left)),
+        warnings=tuple(_from_disk(sizes.read, left)),
         plan=plan,
     )
 
@@ -96,32 +96,17 @@ def _on_cpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
 def _on_gpu(spec: Spec, sizes: _Sizes, workers: int) -> Memory:
     free = _free_on_gpu()
     found = place(model=sizes.model, sources=sizes.sources, free=free)
-    start = f"{size_of(found.needed)} of {size_of(free)} on each GPU: live model {size_of(sizes.model)}"
+    plan = _plan_on_gpus(sizes, found.resident, gpus=1, workers=workers)
     ways = [*_finer(spec, found.needed, free, sizes.model), *_over_more_gpus(sizes, free)]
-    if found.resident:
-        fact = f"{start}, checkpoints {size_of(sizes.sources)} resident, room for forward passes"
-        plan = Plan(model=sizes.model, read=sizes.read, on_gpu=sizes.model + sizes.sources)
-        return Memory(fact=fact, problem=_too_little(found.needed, free, ways), plan=plan)
-    kept = sizes.ranks * workers
-    plan = Plan(
-        model=sizes.model,
-        read=sizes.read,
-        on_gpu=sizes.model,
-        pinned=2 * BUFFER,
-        own=sizes.ranks,
-        mapped=sizes.sources,
-        from_disk=sizes.read > sizes.host - kept - 2 * BUFFER * workers,
-    )
-    fact = (
-        f"{start}, buffers, room for forward passes; the checkpoints ({size_of(sizes.sources)}) do not fit beside "
-        f"it and are streamed from the host through {size_of(plan.pinned)} of pinned memory, up to "
-        f"{size_of(sizes.read)} a trial{_with_ranks(sizes)}"
-    )
+
+    def holds(sources: int) -> bool:
+        return place(model=sizes.model, sources=sources, free=free).resident == sources
+
     return Memory(
-        fact=fact,
-        problem=_too_little(found.needed, free, ways)
-        or _too_little(kept, sizes.host, _fewer_ranks(spec, sizes, 0, workers)),
-        warnings=(*_streaming(spec, sizes, free), *_reselecting(spec), *_from_disk(sizes, sizes.host - kept)),
+        fact=f"{size_of(found.needed)} of {size_of(free)} on each GPU: live model {size_of(sizes.model)}, room for "
+        f"forward passes; {_where(sizes, plan)}",
+        problem=_too_little(found.needed, free, ways) or _too_little_for_ranks(spec, sizes, plan, workers),
+        warnings=tuple(_slow(spec, sizes, plan, workers, holds)),
         plan=plan,
     )
 
@@ -133,31 +118,59 @@ def _on_vllm(spec: Spec, checkpoints: Mapping[str, Checkpoint], sizes: _Sizes, d
     if device == "cpu":
         return _on_vllm_of_processors(sizes, cache.on_host * processes, workers)
     like = empty_weights(base.path, spec.workers.dtype, trust_remote_code=base.trust_remote_code)
-    needs = Needs.of(like, cache, sources=sizes.sources, processes=processes)
+    sources = {name: checkpoint.tensors for name, checkpoint in checkpoints.items()}
+    needs = Needs.of(like, cache, sources=sources, processes=processes)
     free, total = torch.cuda.mem_get_info()
     try:
         found = plan_gpu(needs, total=total, free=free)
     except InputError as e:
-        ways = ways_out(vllm_ways(config, like, spec, sources=sizes.sources, free=free))
+        ways = ways_out(vllm_ways(config, like, spec, free=free))
         return Memory(fact=f"{size_of(free)} free on a GPU", problem=str(e).rstrip(".") + ways + ".")
-    pinned = 0 if found.resident else 2 * BUFFER
-    through = (
-        f"streamed from the host through {size_of(pinned)} of pinned memory a GPU, up to {size_of(sizes.read)} a trial"
+    resident = sizes.sources * found.resident // needs.sources
+    plan = _plan_on_gpus(sizes, resident, gpus=processes, workers=workers)
+
+    def holds(sources: int) -> bool:
+        less = replace(needs, sources=-(-sources // processes))
+        return plan_gpu(less, total=total, free=free).resident == less.sources
+
+    each = f" shared out among {processes} GPUs," if processes > 1 else ""
+    return Memory(
+        fact=f"{found.utilization:.0%} of each GPU for vLLM: {size_of(needs.model)} of the model, keys and values;"
+        f"{each} {_where(sizes, plan)}",
+        problem=_too_little_for_ranks(spec, sizes, plan, workers),
+        warnings=tuple(_slow(spec, sizes, plan, workers, holds)),
+        plan=plan,
     )
-    where = "resident, shared out among the GPUs" if found.resident else through
-    plan = Plan(
+
+
+def _plan_on_gpus(sizes: _Sizes, resident: int, *, gpus: int, workers: int) -> Plan:
+    """One worker, of whose checkpoints so many bytes are resident."""
+
+    def rest(of: int) -> int:
+        return of - of * resident // sizes.sources
+
+    pinned, own = gpus * buffers(rest(sizes.sources)), rest(sizes.ranks)
+    return Plan(
         model=sizes.model,
         read=sizes.read,
-        on_gpu=sizes.model + (sizes.sources if found.resident else 0),
-        pinned=pinned * processes,
-        mapped=0 if found.resident else sizes.sources,
-        from_disk=not found.resident and sizes.read > sizes.host,
+        streamed=rest(sizes.read),
+        on_gpu=sizes.model + resident,
+        pinned=pinned,
+        own=own,
+        mapped=rest(sizes.sources),
+        from_disk=rest(sizes.read) > sizes.host - workers * (pinned + own),
     )
-    return Memory(
-        fact=f"{found.utilization:.0%} of each GPU for vLLM: {size_of(needs.model)} of the model, keys and values; "
-        f"checkpoints {size_of(sizes.sources)} {where}",
-        warnings=() if found.resident else tuple(_from_disk(sizes, sizes.host)),
-        plan=plan,
+
+
+def _where(sizes: _Sizes, plan: Plan) -> str:
+    """Where checkpoints lie, in words."""
+    if not plan.streamed:
+        return f"checkpoints {size_of(sizes.sources)} resident"
+    resident = plan.on_gpu - plan.model
+    part = f"{size_of(resident)} of them resident and the others " if resident else ""
+    return (
+        f"checkpoints {size_of(sizes.sources)}, {part}streamed from the host through {size_of(plan.pinned)} of pinned "
+        f"memory, up to {size_of(plan.streamed)} a trial{_with_ranks(plan.own)}"
     )
 
 
@@ -165,7 +178,7 @@ def _on_vllm_of_processors(sizes: _Sizes, kept: int, workers: int) -> Memory:
     each = sizes.model + sizes.ranks + kept
     needed = each * workers
     fact = (
-        f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes)}, {size_of(kept)} for "
+        f"{size_of(sizes.model)} a worker x {workers} for live models{_with_ranks(sizes.ranks)}, {size_of(kept)} for "
         f"keys and values; checkpoints {size_of(sizes.sources)} mapped once; available {size_of(sizes.host)}"
     )
     plan = Plan(
@@ -178,14 +191,12 @@ def _on_vllm_of_processors(sizes: _Sizes, kept: int, workers: int) -> Memory:
     return Memory(
         fact=fact,
         problem=_too_little(needed, sizes.host, [*_fewer_workers(each, workers, sizes.host)]),
-        warnings=tuple(_from_disk(sizes, sizes.host - needed)),
+        warnings=tuple(_from_disk(sizes.read, sizes.host - needed)),
         plan=plan,
     )
 
 
-def vllm_ways(
-    config: Any, like: Mapping[str, Tensor], spec: Spec, *, sources: int, free: int, most: int = 8
-) -> Iterator[Way]:
+def vllm_ways(config: Any, like: Mapping[str, Tensor], spec: Spec, *, free: int, most: int = 8) -> Iterator[Way]:
     """What would make one process of a vLLM engine fit into ``free`` bytes: shorter texts, then more GPUs.
 
     Args:
@@ -195,13 +206,13 @@ def vllm_ways(
     longest = spec.workers.max_model_len or context_of(config)
     for length in (n for n in (32768, 16384, 8192, 4096, 2048, 1024) if n < longest):
         cache = Cache.of(config, dtype=dtype, processes=processes, longest=length)
-        needs = Needs.of(like, cache, sources=sources, processes=processes)
+        needs = Needs.of(like, cache, sources={}, processes=processes)
         if streamed_needs(needs, free) <= free:
             yield Way(change=f"workers.max_model_len: {length}", needed=streamed_needs(needs, free), free=free)
             break
     while (processes := 2 * processes) <= most:
         cache = Cache.of(config, dtype=dtype, processes=processes, longest=longest)
-        needs = Needs.of(like, cache, sources=sources, processes=processes)
+        needs = Needs.of(like, cache, sources={}, processes=processes)
         yield Way(change=f"workers.tensor_parallel: {processes}", needed=streamed_needs(needs, free), free=free)
 
 
@@ -219,6 +230,10 @@ def _finer(spec: Spec, needed: int, free: int, model: int | None = None) -> Iter
         )
 
 
+def _too_little_for_ranks(spec: Spec, sizes: _Sizes, plan: Plan, workers: int) -> str | None:
+    return _too_little(plan.own * workers, sizes.host, _fewer_ranks(spec, sizes, 0, workers))
+
+
 def _fewer_ranks(spec: Spec, sizes: _Sizes, model: int, workers: int) -> Iterator[Way]:
     """della keeps ranks of each checkpoint: of fewer, or of none. ``model`` is what of live weights the host holds."""
     if not sizes.ranks:
@@ -234,27 +249,28 @@ def _fewer_ranks(spec: Spec, sizes: _Sizes, model: int, workers: int) -> Iterato
 def _over_more_gpus(sizes: _Sizes, free: int) -> Iterator[Way]:
     """vLLM can spread a model, transformers cannot; keys and values come on top."""
     for processes in (2, 4, 8):
-        needed = place(model=sizes.model // processes, sources=sizes.sources, free=free).needed
+        needed = place(model=sizes.model // processes, sources=0, free=free).needed + buffers(sizes.sources)
         yield Way(change=f"workers: {{engine: vllm, tensor_parallel: {processes}}}", needed=needed, free=free)
 
 
-def _streaming(spec: Spec, sizes: _Sizes, free: int) -> Iterator[str]:
-    """How few checkpoints would be resident, where all are streamed."""
+def _slow(spec: Spec, sizes: _Sizes, plan: Plan, workers: int, holds: Callable[[int], bool]) -> Iterator[str]:
+    """What checkpoints that are not all on one GPU cost; ``holds`` says whether so many bytes of them would be."""
+    if plan.streamed:
+        yield from _streaming(spec, sizes, plan, holds)
+    if plan.streamed or spec.workers.tensor_parallel > 1:
+        yield from _reselecting(spec)
+    yield from _from_disk(plan.streamed, sizes.host - workers * (plan.own + plan.pinned))
+
+
+def _streaming(spec: Spec, sizes: _Sizes, plan: Plan, holds: Callable[[int], bool]) -> Iterator[str]:
+    """How few checkpoints would be resident, where not all are."""
     each = sizes.sources // (1 + len(spec.checkpoints) + len(spec.references))
-    fitting = next(
-        (n for n in range(len(spec.checkpoints) - 1, 1, -1) if _all_fit(sizes.model, each * (n + 1), free)), 0
-    )
+    fitting = next((n for n in range(len(spec.checkpoints) - 1, 1, -1) if holds(each * (n + 1))), 0)
     if fitting:
-        needed = place(model=sizes.model, sources=each * (fitting + 1), free=free).needed
         yield (
-            f"checkpoints are streamed, up to {size_of(sizes.read)} a trial; base and {fitting} checkpoints would be "
-            f"resident ({size_of(needed)} of {size_of(free)})."
+            f"up to {size_of(plan.streamed)} of checkpoints are streamed a trial; base and {fitting} checkpoints would "
+            "be resident as a whole."
         )
-
-
-def _all_fit(model: int, sources: int, free: int) -> bool:
-    found = place(model=model, sources=sources, free=free)
-    return found.resident and found.fits
 
 
 def _too_little(needed: int, available: int, ways: Iterable[Way]) -> str | None:
@@ -266,27 +282,27 @@ def _too_little(needed: int, available: int, ways: Iterable[Way]) -> str | None:
     )
 
 
-def _with_ranks(sizes: _Sizes) -> str:
-    return f" and {size_of(sizes.ranks)} of ranks that della keeps" if sizes.ranks else ""
+def _with_ranks(ranks: int) -> str:
+    return f" and {size_of(ranks)} of ranks that della keeps" if ranks else ""
 
 
-def _from_disk(sizes: _Sizes, host: int) -> Iterator[str]:
-    if sizes.read > host:
+def _from_disk(read: int, host: int) -> Iterator[str]:
+    if read > host:
         yield (
-            f"a trial reads up to {size_of(sizes.read)} of mapped files and {size_of(max(host, 0))} of memory is free "
+            f"a trial reads up to {size_of(read)} of mapped files and {size_of(max(host, 0))} of memory is free "
             "for them: every trial will wait for the disk."
         )
 
 
 def _reselecting(spec: Spec) -> Iterator[str]:
-    """Thresholds are of whole tensors and are selected where the checkpoints lie."""
+    """Thresholds are of whole tensors and are selected where these lie."""
     space = spec.search_space
     trimming = [m for m in space.methods if m in ("ties", "breadcrumbs")]
     searched = [n for n in ("density", "gamma") if n in space.parameters and len(set(space.parameters[n])) > 1]
     if trimming and searched:
         yield (
-            f"checkpoints are streamed, so {trimming[0]} with a searched {searched[0]} selects its thresholds on the "
-            f"host in every trial: a fixed {searched[0]} does so once."
+            f"no GPU holds the checkpoints, so {trimming[0]} with a searched {searched[0]} selects its thresholds on "
+            f"the host in every trial: a fixed {searched[0]} does so once."
         )
 
 

@@ -27,23 +27,20 @@ class Plan:
 
     Attributes:
         model: of its live weights, which a trial writes once. read: of the checkpoints that a trial reads at most.
-            on_gpu: of weights on its GPUs, live and resident ones. pinned: of page-locked buffers on the host.
-            own: of weights in host memory of its own. mapped: of checkpoints in mapped files, which all workers of a
-            machine share. from_disk: whether there is too little memory for these to stay there from trial to trial.
+            streamed: of these, what it moves from the host to a GPU. on_gpu: of weights on its GPUs, live and resident
+            ones. pinned: of page-locked buffers on the host. own: of weights in host memory of its own. mapped: of
+            checkpoints in mapped files that trials read, which all workers of a machine share. from_disk: whether
+            there is too little memory for these to stay there from trial to trial.
     """
 
     model: int
     read: int
+    streamed: int = 0
     on_gpu: int = 0
     pinned: int = 0
     own: int = 0
     mapped: int = 0
     from_disk: bool = False
-
-    @property
-    def streamed(self) -> bool:
-        """Whether a trial moves the checkpoints from the host to a GPU."""
-        return bool(self.on_gpu and self.mapped)
 
     @property
     def moved(self) -> int:
@@ -54,7 +51,7 @@ class Plan:
         """Of one swap, by what they are spent on. Waiting for the disk is not hidden behind anything."""
         found = {"merge": self.moved / rates.merge, "digest": self.model / rates.digest}
         if self.from_disk and rates.disk is not None:
-            found["disk"] = self.read / rates.disk
+            found["disk"] = (self.streamed or self.read) / rates.disk
         return found
 
 

@@ -68,7 +68,7 @@ def _rates(spec: Spec, checkpoints: Mapping[str, Checkpoint], plan: Plan, worker
         device=pick_device(spec.workers.device),
         workers=workers * processes if pick_device(spec.workers.device) == "cpu" else 1,
         threads=setup.threads,
-        resident=bool(plan.on_gpu) and not plan.streamed,
+        resident=1 - plan.streamed / plan.read if plan.on_gpu else 0.0,
         disk=_largest(first_checkpoint) if plan.from_disk else None,
     )
     # Each process of an engine merges and hashes its share. What they exchange is not in it.

@@ -1,12 +1,13 @@
 """Where checkpoints lie while live weights are merged of them: on the device, or on the host and streamed.
 
-Sources that fit beside the live model are copied to the device once. Others stay mapped files on the host, and every
-merge moves what it reads: pieces go through two pinned buffers on the host and two on the device, on a stream of their
-own, so that the next piece is under way while the last one is merged. Numbers that need whole tensors (thresholds,
-inner products, ranks) are computed where the sources lie, once; only the element-wise pass is cut into pieces.
+As many tensors as fit beside the live model are copied to the device once, each of all sources, so that a pass has its
+operands on one side. The others stay mapped files on the host, and every merge moves what it reads of them: pieces go
+through two pinned buffers on the host and two on the device, on a stream of their own, so that the next piece is under
+way while the last one is merged. Numbers that need whole tensors (thresholds, inner products) or rows (ranks) are
+computed where the sources lie, once; only the element-wise pass is cut into pieces.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
@@ -34,48 +35,68 @@ class Placement:
     """How a family lies beside a live model on a device.
 
     Attributes:
-        resident: whether the checkpoints are copied to the device. needed: bytes there in all, room for forward passes
-            included. fits: whether that is no more than there is.
+        resident: bytes of the checkpoints that are copied to the device. needed: bytes there in all, room for forward
+            passes included. fits: whether that is no more than there is.
     """
 
-    resident: bool
+    resident: int
     needed: int
     fits: bool
 
 
 def place(*, model: int, sources: int, free: int) -> Placement:
-    """Resident where it fits, else streamed.
+    """As much resident as fits, the rest streamed.
 
     Args:
         model: bytes of the live model. sources: bytes of all checkpoints, and of what is kept beside them. free: bytes
             of the device, before any of both is there.
     """
     least = model + int(_ACTIVATIONS * free)
-    resident = least + sources <= free
-    needed = least + (sources if resident else 2 * BUFFER)
+    resident = resident_bytes(sources, free - least)
+    needed = least + resident + buffers(sources - resident)
     return Placement(resident=resident, needed=needed, fits=needed <= free)
 
 
+def resident_bytes(sources: int, room: int) -> int:
+    """Bytes of all checkpoints' that are copied into so much room: all, or what the buffers for the others leave."""
+    return sources if sources <= room else max(room - buffers(sources), 0)
+
+
+def buffers(streamed: int) -> int:
+    """Bytes of the buffers on one side for so many that are streamed."""
+    return 2 * BUFFER if streamed else 0
+
+
 def placed(sources: Mapping[str, Tensors], targets: Tensors) -> dict[str, Tensors]:
-    """Copies of the sources beside ``targets``, of what a merge into these reads; none where they do not fit."""
+    """Copies of the sources beside ``targets``, of what a merge into these reads; as many as fit."""
     device = next(iter(targets.values())).device
     if device.type == "cpu":
         return {}
     model = sum(t.nbytes for t in targets.values())
-    size = sum(t.nbytes for tensors in sources.values() for t in tensors.values())
     free = torch.get_device_module(device).mem_get_info(device)[0]
-    if not place(model=model, sources=size, free=free + model).resident:
-        return {}
-    return copied(sources, targets, device)
+    found = place(model=model, sources=sum(sizes(sources, targets).values()), free=free + model)
+    return copied(sources, targets, device, found.resident)
 
 
 def copied(
-    sources: Mapping[str, Tensors], names: Container[str], device: torch.device, share: Share = WHOLE
+    sources: Mapping[str, Tensors], names: Iterable[str], device: torch.device, room: int, share: Share = WHOLE
 ) -> dict[str, Tensors]:
-    """Shares of the sources on a device, of each only the tensors that are named."""
+    """A share of every source on a device, of each the same tensors: of those that are named, as many as so many bytes
+    have room for, the largest first.
+    """
+    chosen = set()
+    for name, size in sorted(sizes(sources, names, share).items(), key=lambda named: -named[1]):
+        if size <= room:
+            chosen.add(name)
+            room -= size
     return {
-        c: {n: share.part(t).to(device) for n, t in tensors.items() if n in names} for c, tensors in sources.items()
+        c: {n: share.part(t).to(device) for n, t in tensors.items() if n in chosen} for c, tensors in sources.items()
     }
+
+
+def sizes(sources: Mapping[str, Tensors], names: Iterable[str], share: Share = WHOLE) -> dict[str, int]:
+    """Bytes of a share of each of these tensors, of all sources together."""
+    return {n: sum(share.part(t[n]).nbytes for t in sources.values() if n in t) for n in names}
 
 
 class Streamed:

@@ -160,7 +160,7 @@ class VllmEngine:
         with self._timed():
             return _guarded(lambda: self._llm.generate(prompts, [s for _, s in asked], use_tqdm=False))
 
-    def _open(self, setup: Setup, like: Mapping[str, Tensor], resident: bool) -> None:
+    def _open(self, setup: Setup, like: Mapping[str, Tensor], resident: int) -> None:
         forms = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in like.items()}
         faults = [f for f in self._call("mergefront_open", setup.family, forms, resident) if f]
         if faults:
@@ -259,18 +259,18 @@ def _require_known(base: Checkpoint, device: str) -> None:
         raise InputError(f"vLLM must know the model, but vLLM {_version()} does not know {base.architecture}.")
 
 
-def _memory(setup: Setup, config: Any, like: Mapping[str, Tensor], device: str) -> tuple[dict[str, Any], bool]:
-    """Arguments that share out the memory, and whether the checkpoints are resident on the GPU."""
+def _memory(setup: Setup, config: Any, like: Mapping[str, Tensor], device: str) -> tuple[dict[str, Any], int]:
+    """Arguments that share out the memory, and bytes of the checkpoints that each process has resident on its GPU."""
     cache = Cache.of(config, dtype=setup.dtype, processes=setup.tensor_parallel, longest=setup.max_model_len)
     if device == "cpu":
-        return {"kv_cache_memory_bytes": cache.on_host}, False
+        return {"kv_cache_memory_bytes": cache.on_host}, 0
     if torch.cuda.device_count() < setup.tensor_parallel:
         raise InputError(
             f"workers.tensor_parallel must not exceed the GPUs there are, but it is {setup.tensor_parallel} and there "
             f"are {torch.cuda.device_count()}."
         )
     free, total = min(torch.cuda.mem_get_info(i) for i in range(setup.tensor_parallel))
-    sources = sum(c.nbytes for c in setup.family.opened().values())
+    sources = {name: c.tensors for name, c in setup.family.opened().items()}
     needs = Needs.of(like, cache, sources=sources, processes=setup.tensor_parallel)
     plan = plan_gpu(needs, total=total, free=free)
     return {"gpu_memory_utilization": plan.utilization}, plan.resident

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from search_spaces.errors import InputError
 from search_spaces.groups import layer_of
-from workers.placement import BUFFER
+from workers.placement import BUFFER, Tensors, buffers, resident_bytes, sizes
+from workers.shares import Share
 from workers.transformers_engine import context_of
 
 INSTALL = "pip install 'mergefront[vllm]'"
@@ -24,6 +25,11 @@ _HOST_CACHE = (1 << 26, 1 << 32)
 
 _HOST_TEXTS = 64
 """Texts of full length whose keys and values a host's cache shall hold at once."""
+
+_SIDE_BY_SIDE = 1 << 15
+"""Tokens whose keys and values shall not give way to resident checkpoints: 256 texts, as many as vLLM runs side by
+side by default, of 128 tokens. With fewer, all answers would wait so that a part of the merge need not.
+"""
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
@@ -51,6 +57,11 @@ class Cache:
         return cls(token=token, text=token * (context + 1))
 
     @property
+    def useful(self) -> int:
+        """What checkpoints on the same GPU must leave of it."""
+        return max(self.text, _SIDE_BY_SIDE * self.token)
+
+    @property
     def on_host(self) -> int:
         """As much as a host gives: some texts of full length, within limits."""
         least, most = _HOST_CACHE
@@ -62,11 +73,11 @@ class GpuPlan:
     """How one GPU's memory is shared out, in bytes.
 
     Attributes:
-        resident: whether the checkpoints are copied to the GPU. utilization: share of the GPU's whole memory that vLLM
-            may take, for model, forward passes and key-value cache.
+        resident: of its process's share of the checkpoints, what is copied to the GPU. utilization: share of the GPU's
+            whole memory that vLLM may take, for model, forward passes and key-value cache.
     """
 
-    resident: bool
+    resident: int
     utilization: float
 
 
@@ -75,25 +86,25 @@ class Needs:
     """Bytes that one of an engine's processes needs on its GPU.
 
     Attributes:
-        model: its part of the weights. text: keys and values of one text of full length. swap: tensors on their way
-            into the model. sources: its share of all checkpoints.
+        model: its part of the weights. cache: keys and values. swap: tensors on their way into the model.
+        sources: its share of all checkpoints.
     """
 
     model: int
-    text: int
+    cache: Cache
     swap: int
     sources: int
 
     @classmethod
-    def of(cls, like: Mapping[str, Tensor], cache: Cache, *, sources: int, processes: int) -> "Needs":
-        """By the live weights (on any device) and the bytes of all checkpoints."""
+    def of(cls, like: Mapping[str, Tensor], cache: Cache, *, sources: Mapping[str, Tensors], processes: int) -> "Needs":
+        """By the live weights (on any device) and the checkpoints' tensors."""
         model = sum(t.nbytes for t in like.values())
-        share = -(-sources // processes)
-        return cls(model=model // processes, text=cache.text, swap=swap_room(like), sources=share)
+        share = sum(sizes(sources, like, Share(0, processes)).values())
+        return cls(model=model // processes, cache=cache, swap=swap_room(like), sources=share)
 
 
 def plan_gpu(needs: Needs, *, total: int, free: int) -> GpuPlan:
-    """Checkpoints are resident where they fit beside a cache that holds one text; vLLM gets what they leave.
+    """As much of the checkpoints is resident as leaves a useful cache; vLLM gets what they leave.
 
     Args:
         total: bytes of the GPU. free: of these, before anything of the engine is there.
@@ -101,10 +112,10 @@ def plan_gpu(needs: Needs, *, total: int, free: int) -> GpuPlan:
     """
     passes = int(_ACTIVATIONS * free)
     streamed = streamed_needs(needs, free)
-    resident = streamed - 2 * BUFFER + needs.sources <= free
-    outside = needs.swap + (needs.sources if resident else 2 * BUFFER)
+    resident = resident_bytes(needs.sources, free - needs.model - needs.cache.useful - passes - needs.swap)
+    outside = needs.swap + resident + buffers(needs.sources - resident)
     if not resident and streamed > free:
-        gib = [f"{x / 2**30:,.1f}" for x in (streamed, needs.model, needs.text, passes, outside, free)]
+        gib = [f"{x / 2**30:,.1f}" for x in (streamed, needs.model, needs.cache.text, passes, outside, free)]
         raise InputError(
             f"a vLLM engine must fit into its GPU's memory, but it needs {gib[0]} GiB (model {gib[1]}, keys and values "
             f"of one text of full length {gib[2]}, forward passes {gib[3]}, swaps {gib[4]}) and {gib[5]} GiB is free: "
@@ -115,16 +126,16 @@ def plan_gpu(needs: Needs, *, total: int, free: int) -> GpuPlan:
 
 def streamed_needs(needs: Needs, free: int) -> int:
     """Bytes of a GPU, of which so many are free, with which an engine runs whose checkpoints stay on the host."""
-    return needs.model + needs.text + int(_ACTIVATIONS * free) + needs.swap + 2 * BUFFER
+    return needs.model + needs.cache.text + int(_ACTIVATIONS * free) + needs.swap + 2 * BUFFER
 
 
 def swap_room(like: Mapping[str, Tensor]) -> int:
     """Bytes of the tensors that a swap holds at a time: the largest layer's, merged and as vLLM lays it out."""
-    sizes: Counter[str] = Counter()
+    layers: Counter[str] = Counter()
     for name, tensor in like.items():
         layer = layer_of(name)
-        sizes[name if layer is None else f"layer {layer}"] += tensor.nbytes
-    return 2 * max(sizes.values())
+        layers[name if layer is None else f"layer {layer}"] += tensor.nbytes
+    return 2 * max(layers.values())
 
 
 def refusal(config: Mapping[str, Any], *, device: str) -> str | None:

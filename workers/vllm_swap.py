@@ -38,10 +38,10 @@ class Swap:
     model_runner: Any
 
     def mergefront_open(
-        self, family: Family, forms: Mapping[str, tuple[tuple[int, ...], torch.dtype]], resident: bool
+        self, family: Family, forms: Mapping[str, tuple[tuple[int, ...], torch.dtype]], resident: int
     ) -> str:
-        """Open the checkpoints, this process's share of them copied to its GPU where they shall be resident; returns
-        why it cannot, if so.
+        """Open the checkpoints, and copy of this process's share of them so many bytes to its GPU; returns why it
+        cannot, if so.
 
         Args:
             forms: shape and type of each of the model's tensors, by its name in a checkpoint.
@@ -54,7 +54,7 @@ class Swap:
         # vLLM's first process group is of all the engine's processes and speaks to their devices: NCCL, on CPUs gloo.
         share = Share(dist.get_rank(), dist.get_world_size())
         sources = {name: c.tensors for name, c in checkpoints.items()}
-        near = copied(sources, like, self.device, share) if resident else None
+        near = copied(sources, like, self.device, resident, share)
         owned = share.owned(like)
         self._mergefront_like = like
         self._mergefront_own = {name: tensor for name, tensor in like.items() if name in owned}

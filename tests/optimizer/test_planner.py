@@ -34,7 +34,6 @@ def test_a_trial_reads_its_checkpoints_writes_the_model_and_hashes_it() -> None:
     plan = Plan(model=10, read=30, own=10, mapped=50)
     assert plan.moved == 40
     assert plan.seconds(Rates(merge=20.0, digest=5.0)) == {"merge": 2.0, "digest": 2.0}
-    assert not plan.streamed
 
 
 def test_a_family_that_memory_does_not_hold_waits_for_the_disk_on_top() -> None:
@@ -42,6 +41,7 @@ def test_a_family_that_memory_does_not_hold_waits_for_the_disk_on_top() -> None:
     plan = Plan(model=10, read=30, own=10, mapped=50)
     assert plan.seconds(rates) == {"merge": 2.0, "digest": 2.0}
     assert replace(plan, from_disk=True).seconds(rates) == {"merge": 2.0, "digest": 2.0, "disk": 10.0}
+    assert replace(plan, from_disk=True, streamed=6).seconds(rates)["disk"] == 2.0, "what is resident is not read again"
 
 
 def test_the_first_three_ways_out_that_fit_are_told_with_their_numbers() -> None:
@@ -64,10 +64,10 @@ def test_shorter_texts_and_more_gpus_are_ways_out_of_a_gpu_that_is_too_small(spe
         like = LlamaForCausalLM(config).bfloat16().state_dict()
     model = sum(t.nbytes for t in like.values())
     assert 13 * GIB < model < 14 * GIB
-    said = ways_out(vllm_ways(config, like, spec, sources=9 * model, free=24 * GIB))
+    said = ways_out(vllm_ways(config, like, spec, free=24 * GIB))
     assert said.startswith("; ways out: workers.max_model_len: 16384 (21.2 GiB of 24.0 GiB), ")
     assert "workers.tensor_parallel: 4 (15.1 GiB of 24.0 GiB), workers.tensor_parallel: 8 (" in said
-    assert ways_out(vllm_ways(config, like, spec, sources=0, free=2 * GIB)) == ""
+    assert ways_out(vllm_ways(config, like, spec, free=2 * GIB)) == ""
 
 
 def test_the_plan_of_a_worker_on_processors_says_what_is_its_own_and_what_is_shared(spec: Spec) -> None:
@@ -108,7 +108,7 @@ def test_what_merges_is_what_the_family_would_merge_with(spec: Spec, study_file:
     """A recipe that the family's merger refuses is refused when it is measured."""
     checkpoints = opened(spec)
     tensors = {name: c.tensors for name, c in checkpoints.items()}
-    options = {"device": "cpu", "workers": 1, "threads": 1, "resident": False, "disk": None}
+    options = {"device": "cpu", "workers": 1, "threads": 1, "resident": 0.0, "disk": None}
     family, like = spec.setup(device="cpu").family, checkpoints[BASE].tensors
     halves = Recipe(method="linear", weights={"alpha": (0.5,), "beta": (0.5,)})
     rates = measure(family, tensors, like, halves, **options)  # type: ignore[arg-type]

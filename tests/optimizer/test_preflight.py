@@ -1,5 +1,7 @@
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,6 @@ from optimizer import memory, preflight
 from optimizer.planner import size_of
 from optimizer.spec import Spec, load_spec
 from storage.checkpoints import Checkpoint
-from workers.placement import place
 
 
 @pytest.fixture
@@ -90,32 +91,76 @@ def bytes_of(spec: Spec, count: int) -> int:
     return count * 4 * flat(spec.base).numel()
 
 
-@pytest.mark.parametrize("gpu", [80 << 30, (1 << 29) + (1 << 28), 1 << 28])
-def test_a_vllm_engine_is_resident_streamed_or_refused_by_what_its_gpus_have(
-    gpu: int, study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def on_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Spec, int], memory.Memory]:
+    """The arithmetic for a vLLM engine on GPUs with so many bytes each, and buffers of 1,000."""
+
+    def look(spec: Spec, gpu: int) -> memory.Memory:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (gpu, gpu))
+        for module in ("placement", "vllm_plan"):
+            monkeypatch.setattr(f"workers.{module}.BUFFER", 500)
+        checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
+        return memory.memory_of(spec, checkpoints, device="cuda", workers=1)
+
+    return look
+
+
+def on_two_gpus(study_file: Callable[..., Path], **search_space: Any) -> Spec:
     workers = {"engine": "vllm", "device": "cuda", "tensor_parallel": 2, "dtype": "float32"}
-    spec = load_spec(study_file(workers=workers))
-    sources = 3 << 28 if gpu < 1 << 30 else bytes_of(spec, 4)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (gpu, gpu))
-    monkeypatch.setattr(Checkpoint, "nbytes", sources // 4)
-    checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
-    found = memory.memory_of(spec, checkpoints, device="cuda", workers=1)
-    if gpu == 1 << 28:
-        assert found.problem is not None
-        assert found.problem.startswith("a vLLM engine must fit into its GPU's memory, but it needs 0.5 GiB")
-        assert found.plan is None
-        return
-    assert found.problem is None
+    return load_spec(study_file(workers=workers, search_space={"method": "linear"} | search_space))
+
+
+def test_the_gpus_of_a_vllm_engine_share_its_checkpoints_where_these_fit(
+    study_file: Callable[..., Path], on_gpus: Callable[[Spec, int], memory.Memory]
+) -> None:
+    spec = on_two_gpus(study_file)
+    found, sources = on_gpus(spec, 80 << 30), bytes_of(spec, 4)
+    assert (found.problem, found.warnings) == (None, ())
     assert found.plan is not None
-    model = bytes_of(spec, 1)
-    if gpu == 80 << 30:
-        assert found.fact.endswith("resident")
-        assert (found.plan.on_gpu, found.plan.pinned, found.plan.mapped) == (model + 2 * sources, 0, 0)
-    else:
-        assert f"streamed from the host through {size_of(1 << 29)} of pinned memory" in found.fact
-        assert (found.plan.on_gpu, found.plan.pinned, found.plan.mapped) == (model, 2 << 29, sources)
+    assert found.fact.endswith(f"shared out among 2 GPUs, checkpoints {size_of(sources)} resident")
+    assert (found.plan.on_gpu, found.plan.pinned, found.plan.mapped) == (bytes_of(spec, 1) + sources, 0, 0)
+    assert found.plan.streamed == 0
+
+
+def test_a_part_of_the_checkpoints_is_resident_and_the_rest_streamed(
+    study_file: Callable[..., Path], on_gpus: Callable[[Spec, int], memory.Memory]
+) -> None:
+    spec = on_two_gpus(study_file)
+    sources = bytes_of(spec, 4)
+    least = bisect_left(range(10**8), 1, key=lambda free: _resident(on_gpus(spec, free)))
+    found = on_gpus(spec, least + 38_000)
+    assert found.plan is not None
+    resident = _resident(found)
+    assert 0 < resident < sources
+    assert f"{size_of(resident)} of them resident and the others streamed from the host through 2.0 KiB" in found.fact
+    assert found.plan.mapped == sources - resident
+    assert found.plan.streamed == pytest.approx(found.plan.read * (1 - resident / sources), abs=1)
+    (hint,) = found.warnings
+    assert hint.startswith(f"up to {size_of(found.plan.streamed)} of checkpoints are streamed a trial; base and 2 ")
+
+
+def _resident(found: memory.Memory) -> int:
+    return found.plan.on_gpu - found.plan.model if found.plan else 0
+
+
+def test_a_vllm_engine_that_its_gpus_do_not_hold_is_refused(
+    study_file: Callable[..., Path], on_gpus: Callable[[Spec, int], memory.Memory]
+) -> None:
+    found = on_gpus(on_two_gpus(study_file), 30_000)
+    assert found.problem is not None
+    assert found.problem.startswith("a vLLM engine must fit into its GPU's memory, but it needs 0.0 GiB")
+    assert found.plan is None
+
+
+def test_thresholds_of_a_model_that_several_gpus_share_are_selected_on_the_host(
+    study_file: Callable[..., Path], on_gpus: Callable[[Spec, int], memory.Memory]
+) -> None:
+    found = on_gpus(on_two_gpus(study_file, method="ties", density=[0.3, 1.0]), 80 << 30)
+    assert found.warnings == (
+        "no GPU holds the checkpoints, so ties with a searched density selects its thresholds on the host in every "
+        "trial: a fixed density does so once.",
+    )
 
 
 def test_a_family_that_fits_on_the_gpu_is_resident(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
@@ -143,9 +188,14 @@ def test_a_family_that_does_not_fit_is_streamed_and_what_moves_is_said(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workers.placement.BUFFER", 1000)
         found = on_gpu(spec, tight)
-        assert on_gpu(spec, tight + 200).fact.count("resident") == 1
+        assert f"checkpoints {size_of(bytes_of(spec, 4))} resident" in on_gpu(spec, tight + 200).fact
     assert found.problem is None
-    assert f"through 512.0 MiB of pinned memory, up to {size_of(bytes_of(spec, read))} a trial" in found.fact
+    assert found.plan is not None
+    assert found.plan.mapped == pytest.approx(2000 + 90, abs=1)  # what the buffers take, and a tenth less of the 100
+    moved = read * found.plan.mapped // 4
+    assert f"through 2.0 KiB of pinned memory, up to {size_of(moved)} a trial" in found.fact
+    (hint,) = found.warnings
+    assert hint.endswith("of checkpoints are streamed a trial; base and 2 checkpoints would be resident as a whole.")
 
 
 def test_a_live_model_that_does_not_fit_on_the_gpu_is_refused(spec: Spec, on_gpu: Callable[..., memory.Memory]) -> None:
@@ -180,10 +230,10 @@ def test_what_slows_streaming_down_is_said(
     study_file: Callable[..., Path], on_gpu: Callable[..., memory.Memory]
 ) -> None:
     searched = load_spec(study_file(search_space={"method": ["linear", "ties"], "density": [0.3, 1.0]}))
-    gpu = 600 << 20  # room for the buffers, none for the family
+    gpu = int((bytes_of(searched, 1) + 1000) / 0.9)  # room for the buffers, none for the family
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "place", lambda **sizes: place(**sizes | {"sources": 1 << 30}))
-        (selecting, disk) = on_gpu(searched, gpu, host=1000).warnings
+        patch.setattr("workers.placement.BUFFER", 500)
+        (selecting, disk) = on_gpu(searched, gpu, host=3000).warnings  # two workers' buffers take 2,000
         fixed = load_spec(study_file(search_space={"method": "ties", "density": 0.5}))
         assert on_gpu(fixed, gpu).warnings == ()
         della = load_spec(study_file(search_space={"method": "della", "density": 0.5}))
@@ -193,8 +243,8 @@ def test_what_slows_streaming_down_is_said(
         of = size_of(bytes_of(della, 4))
         assert f"ways out: 2 checkpoints ({of} of {of}), another method than della (0 bytes of {of})." in problem
     assert selecting == (
-        "checkpoints are streamed, so ties with a searched density selects its thresholds on the host in every trial: "
-        "a fixed density does so once."
+        "no GPU holds the checkpoints, so ties with a searched density selects its thresholds on the host in every "
+        "trial: a fixed density does so once."
     )
     assert disk.endswith("1,000 bytes of memory is free for them: every trial will wait for the disk.")
 

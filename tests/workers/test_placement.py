@@ -10,7 +10,7 @@ from search_spaces.methods import CATALOGUE, METHODS
 from search_spaces.recipe import Recipe, only
 from workers.kernels import Compiled, Loop, Pass
 from workers.merger import Merger, merge_digest
-from workers.placement import BUFFER, Streamed, place, placed
+from workers.placement import BUFFER, Placement, Streamed, copied, place, placed, sizes
 
 NAMES = ("a", "b", "c")
 
@@ -99,17 +99,42 @@ def test_operands_that_are_there_are_not_moved() -> None:
     assert merger._runner._slots == {}
 
 
-def test_a_family_is_resident_where_it_fits_beside_the_model_and_else_streamed() -> None:
+def test_a_family_is_resident_as_far_as_it_fits_beside_the_model_and_the_rest_streamed() -> None:
     gib = 1 << 30
-    fits = place(model=16 * gib, sources=40 * gib, free=80 * gib)
-    assert fits.resident
-    assert fits.fits
-    assert fits.needed == 56 * gib + 8 * gib
-    streamed = place(model=16 * gib, sources=80 * gib, free=80 * gib)
-    assert not streamed.resident
-    assert streamed.fits
-    assert streamed.needed == 16 * gib + 2 * BUFFER + 8 * gib
-    assert not place(model=16 * gib, sources=80 * gib, free=16 * gib).fits
+    whole = place(model=16 * gib, sources=40 * gib, free=80 * gib)
+    assert whole == Placement(resident=40 * gib, needed=56 * gib + 8 * gib, fits=True)
+    assert place(model=16 * gib, sources=56 * gib, free=80 * gib) == Placement(
+        resident=56 * gib, needed=80 * gib, fits=True
+    )
+    part = place(model=16 * gib, sources=80 * gib, free=80 * gib)
+    assert part == Placement(resident=56 * gib - 2 * BUFFER, needed=80 * gib, fits=True)
+    none = place(model=16 * gib, sources=80 * gib, free=20 * gib)
+    assert none == Placement(resident=2 * gib - 2 * BUFFER, needed=20 * gib, fits=True)
+    small = place(model=16 * gib, sources=80 * gib, free=18 * gib)
+    assert (small.resident, small.fits) == (0, False)
+
+
+@given(room=st.integers(0, 70_000))
+def test_a_tensor_is_copied_from_all_sources_or_from_none_and_what_is_left_has_no_room(room: int) -> None:
+    sources = family((torch.float32, torch.bfloat16, torch.float32, torch.float16))
+    found = copied(sources, sources["base"], torch.device("cpu"), room)
+    names = {c: set(tensors) for c, tensors in found.items()}
+    assert set(names) == set(sources)
+    assert len(set(map(frozenset, names.values()))) == 1
+    of = sizes(sources, sources["base"])
+    left = room - sum(of[name] for name in names["base"])
+    assert left >= 0
+    assert all(size > left for name, size in of.items() if name not in names["base"])
+
+
+@pytest.mark.parametrize("method", [*METHODS, "model_stock"])
+def test_a_merge_of_which_a_part_is_resident_has_the_bits_of_any_other(method: str) -> None:
+    sources = family((torch.bfloat16,) * 4)
+    expected = merge_digest(dict(Merger(sources, "base", seed=3).merged(recipe(method), sources["base"])))
+    for room in (0, 100, 50_000, 1 << 20):
+        near = copied(sources, sources["base"], torch.device("cpu"), room)
+        merger = streaming(Merger(sources, "base", seed=3, near=near), 1 << 13)
+        assert merge_digest(dict(merger.merged(recipe(method), sources["base"]))) == expected
 
 
 def test_on_a_cpu_sources_stay_the_mapped_files() -> None:

@@ -44,15 +44,15 @@ def recipe(method: str, weights: tuple[float, ...] = (0.5, 0.3, 0.2)) -> Recipe:
     )
 
 
-def sharing(sources: Family, of: int, near: bool = False) -> list[Merger]:
-    """The mergers of all processes, in this one."""
+def sharing(sources: Family, of: int, near: int = 0) -> list[Merger]:
+    """The mergers of all processes, in this one, each with so many bytes copied."""
     return [
         Merger(
             sources,
             "base",
             seed=3,
             share=Share(rank, of),
-            near=copied(sources, sources["base"], torch.device("cpu"), Share(rank, of)) if near else None,
+            near=copied(sources, sources["base"], torch.device("cpu"), near, Share(rank, of)),
         )
         for rank in range(of)
     ]
@@ -85,7 +85,7 @@ def content(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.parametrize("near", [False, True], ids=["mapped", "copied"])
+@pytest.mark.parametrize("near", [0, 1000, 1 << 20], ids=["mapped", "partly copied", "copied"])
 @pytest.mark.parametrize("method", CATALOGUE)
 @settings(max_examples=12, deadline=None)
 @given(
@@ -95,7 +95,7 @@ def content(tensor: Tensor) -> bytes:
     weights=st.sampled_from([(0.5, 0.3, 0.2), (0.6, 0.4, 0.0), (1.0, 0.0, 0.0)]),
 )
 def test_parts_have_the_bits_of_the_whole(
-    method: str, near: bool, of: int, rows: int, dtype: torch.dtype, weights: tuple[float, ...]
+    method: str, near: int, of: int, rows: int, dtype: torch.dtype, weights: tuple[float, ...]
 ) -> None:
     sources, made = family(dtype, rows), recipe(method, weights)
     like = sources["base"]

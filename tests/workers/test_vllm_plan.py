@@ -1,5 +1,6 @@
 """What is decided before vLLM is imported; needs no vLLM."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,17 +56,44 @@ def test_processes_share_the_heads_and_none_has_less_than_one() -> None:
     assert tokens == [256, 128, 128]
 
 
+CACHE = Cache(token=1 << 17, text=1 << 28)
+"""Of 32,768 tokens 4 GiB."""
+
+
 def test_checkpoints_are_resident_where_they_fit_and_vllm_gets_what_is_left() -> None:
-    needs = Needs(model=16 * GIB, text=GIB, swap=GIB, sources=40 * GIB)
-    roomy, tight = plan_gpu(needs, total=80 * GIB, free=78 * GIB), plan_gpu(needs, total=80 * GIB, free=60 * GIB)
-    assert roomy.resident
-    assert roomy.utilization == pytest.approx((78 - 40 - 1) / 80)
-    assert not tight.resident
-    assert tight.utilization == pytest.approx((60 * GIB - GIB - 2 * BUFFER) / (80 * GIB))
+    needs = Needs(model=16 * GIB, cache=CACHE, swap=GIB, sources=40 * GIB)
+    found = plan_gpu(needs, total=80 * GIB, free=78 * GIB)
+    assert found.resident == 40 * GIB
+    assert found.utilization == pytest.approx((78 - 40 - 1) / 80)
+
+
+def test_of_checkpoints_that_do_not_fit_as_much_is_resident_as_leaves_a_useful_cache() -> None:
+    needs = Needs(model=16 * GIB, cache=CACHE, swap=GIB, sources=40 * GIB)
+    found = plan_gpu(needs, total=80 * GIB, free=60 * GIB)
+    assert found.resident == (60 - 16 - 4 - 6 - 1) * GIB - 2 * BUFFER
+    for_vllm = found.utilization * 80
+    assert for_vllm == pytest.approx(16 + 4 + 6)  # model, keys and values, forward passes
+
+
+def test_one_text_is_enough_for_an_engine_but_not_for_resident_checkpoints() -> None:
+    needs = Needs(model=16 * GIB, cache=CACHE, swap=GIB, sources=40 * GIB)
+    found = plan_gpu(needs, total=80 * GIB, free=21 * GIB)
+    assert found.resident == 0
+    assert found.utilization == pytest.approx((21 * GIB - GIB - 2 * BUFFER) / (80 * GIB))
+    long = replace(needs, cache=Cache(token=1 << 17, text=8 * GIB))
+    assert plan_gpu(long, total=80 * GIB, free=60 * GIB).resident == (60 - 16 - 8 - 6 - 1) * GIB - 2 * BUFFER
+
+
+def test_each_process_needs_room_for_its_share_of_the_checkpoints() -> None:
+    like = {"model.layers.0.a.weight": torch.empty(9, 4), "model.norm.weight": torch.empty(4)}
+    sources = {"base": like, "a": like | {"unused": torch.empty(1000)}}
+    found = Needs.of(like, CACHE, sources=sources, processes=2)
+    assert found.sources == 2 * 4 * (5 * 4 + 4)
+    assert found.model == 4 * (9 * 4 + 4) // 2
 
 
 def test_what_cannot_fit_is_refused_with_the_arithmetic() -> None:
-    needs = Needs(model=16 * GIB, text=8 * GIB, swap=GIB, sources=40 * GIB)
+    needs = Needs(model=16 * GIB, cache=Cache(token=1 << 17, text=8 * GIB), swap=GIB, sources=40 * GIB)
     message = (
         r"it needs 27.9 GiB \(model 16.0, keys and values of one text of full length 8.0, forward passes 2.4, "
         r"swaps 1.5\) and 24.0 GiB is free: raise workers.tensor_parallel or lower workers.max_model_len"
