@@ -3,8 +3,8 @@
     python benchmarks/on_paper.py [--euros 3] [--host-gib 2048] [--memory 430] [--bus 50] [--disk 40] ...
 
 The machine is one of eight H100 with 80 GB as vendors describe it. What of a published peak can be had is an
-assumption, and an option. Every process of a tensor-parallel engine reads all checkpoints whole, as the vLLM engine
-does today; a second line says what it would be if each read its share.
+assumption, and an option. Each process of a tensor-parallel engine reads its share of every checkpoint, as much of it
+as fits from its GPU's memory, and the processes exchange what they have merged.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from optimizer.planner import Plan, Rates, size_of
 from search_spaces.errors import InputError
 from search_spaces.groups import layer_of
-from workers.placement import BUFFER
+from workers.placement import buffers
 from workers.vllm_plan import Cache, Needs, plan_gpu, swap_room
 
 GIB, GB = 1 << 30, 10**9
@@ -71,14 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Family(name="8B", config=LLAMA_8B, checkpoints=8, machines=8, tensor_parallel=1, trials=1000),
     ]
     table = Table(title=f"64 GPUs, {options.items} items a trial, {options.euros:g} euros a GPU hour")
-    for title in ("family", "each reads", "GPU", "checkpoints", "on a host", "moved", "merge s", "digest s"):
+    for title in ("family", "GPU: live", "resident", "streamed", "from", "on a host", "moved", "exchanged"):
         table.add_column(title, justify="right")
-    for title in ("answers s", "trial s", "trials", "hours", "euros"):
+    for title in ("merge s", "exchange s", "digest s", "answers s", "trial s", "trials", "hours", "euros"):
         table.add_column(title, justify="right")
     for family in studies:
-        for shared in (False, True)[: 1 + (family.tensor_parallel > 1)]:
-            table.add_row(*row(family, options, shared))
-    Console(width=150).print(table)
+        table.add_row(*row(family, options))
+    Console(width=180).print(table)
     limits = Table("family", "what", "holds", title="What breaks first, everything else as above")
     for family in studies:
         for name, where in broken(family, options):
@@ -93,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--host-gib", type=float, default=2048.0)
     found.add_argument("--hbm", type=float, default=2500.0, help="of one GPU")
     found.add_argument("--bus", type=float, default=50.0, help="of one GPU")
+    found.add_argument("--link", type=float, default=300.0, help="into one GPU from the others of its machine")
     found.add_argument("--memory", type=float, default=430.0, help="of the host, all sockets")
     found.add_argument("--disk", type=float, default=40.0)
     found.add_argument("--hash", type=float, default=5.0, help="digest of one process, copying to the host included")
@@ -105,54 +105,68 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def row(family: Family, options: argparse.Namespace, shared: bool) -> list[str]:
+def row(family: Family, options: argparse.Namespace) -> list[str]:
     """One line of the table."""
-    plan, rates = planned(family, options, shared)
+    plan, _ = planned(family, options)
     workers = family.machines * GPUS // family.tensor_parallel
-    seconds = plan.seconds(rates) | {"answers": answers(family, options)}
+    seconds = spent(family, options)
     trial = sum(seconds.values())
     hours = (family.trials * trial / workers + options.start) / 3600
     merge = seconds["merge"] + seconds.get("disk", 0.0)
-    where = "streamed from disk" if plan.from_disk else "streamed" if plan.streamed else "resident"
     return [
         family.name,
-        "its share" if shared else "everything",
-        size_of(plan.on_gpu / family.tensor_parallel),
-        f"{family.checkpoints} {where}",
+        size_of(plan.model / family.tensor_parallel),
+        size_of((plan.on_gpu - plan.model) / family.tensor_parallel),
+        size_of(plan.streamed / family.tensor_parallel),
+        "disk" if plan.from_disk else "memory",
         size_of(plan.mapped),
         size_of(plan.moved * GPUS / family.tensor_parallel),
-        *(f"{s:.1f}" for s in (merge, seconds["digest"], seconds["answers"], trial)),
+        size_of(exchanged(family)),
+        *(f"{s:.1f}" for s in (merge, seconds["exchange"], seconds["digest"], seconds["answers"], trial)),
         f"{family.trials:,}",
         f"{hours:.2f}",
         f"{hours * options.euros * family.machines * GPUS:,.0f}",
     ]
 
 
-def planned(family: Family, options: argparse.Namespace, shared: bool = False) -> tuple[Plan, Rates]:
+def planned(family: Family, options: argparse.Namespace) -> tuple[Plan, Rates]:
     """One worker's bytes and what it gets of its machine. Raises InputError where it does not fit."""
     processes, free = family.tensor_parallel, int(options.gpu_gib * GIB)
-    part = processes if shared else 1
     model = 2 * weights(family.config)
     sources, read = model * (family.checkpoints + 1), model * family.checkpoints
     keys = Cache.of(family.config, dtype="bfloat16", processes=processes, longest=4096)
     swap = swap_room(two_layers(family.config))
-    needs = Needs(model=model // processes, text=keys.text, swap=swap, sources=sources // part)
-    resident = plan_gpu(needs, total=free, free=free).resident
+    needs = Needs(model=model // processes, cache=keys, swap=swap, sources=sources // processes)
+    resident = plan_gpu(needs, total=free, free=free).resident * processes
+    mapped = sources - resident
     plan = Plan(
         model=model,
-        read=read * processes // part,
-        on_gpu=model + (needs.sources * processes if resident else 0),
-        pinned=0 if resident else 2 * BUFFER * processes,
-        mapped=0 if resident else sources,
-        from_disk=not resident and sources > options.host_gib * GIB,
+        read=read,
+        streamed=read * mapped // sources,
+        on_gpu=model + resident,
+        pinned=buffers(mapped) * processes,
+        mapped=mapped,
+        from_disk=mapped > options.host_gib * GIB,
     )
     # Out of mapped files into pinned memory and from there to a GPU: the host's memory sees each byte three times, and
-    # all processes of a machine share it. Disks are read once where these keep side by side.
-    host = options.memory * GB / 3 / (GPUS // part)
-    source = options.hbm * GB if resident else min(host, options.bus * GB * part)
-    moving = read / source + model / (options.hbm * GB)
-    disk = options.disk * GB * processes / part if plan.from_disk else None
-    return plan, Rates(merge=plan.moved / moving, digest=options.hash * GB, disk=disk)
+    # all processes of a machine share it, as they share its disks.
+    share, hbm = processes / GPUS, options.hbm * GB * processes
+    host = min(options.memory * GB / 3 * share, options.bus * GB * processes)
+    moving = plan.streamed / host + (plan.moved - plan.streamed) / hbm
+    disk = options.disk * GB * share if plan.from_disk else None
+    return plan, Rates(merge=plan.moved / moving, digest=options.hash * GB * processes, disk=disk)
+
+
+def spent(family: Family, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of one trial, by what they are spent on, one after another."""
+    plan, rates = planned(family, options)
+    exchange = exchanged(family) / (options.link * GB)
+    return plan.seconds(rates) | {"exchange": exchange, "answers": answers(family, options)}
+
+
+def exchanged(family: Family) -> float:
+    """Bytes that each GPU of an engine gets from the others in a trial: all of the merge but its own share."""
+    return 2 * weights(family.config) * (1 - 1 / family.tensor_parallel)
 
 
 def answers(family: Family, options: argparse.Namespace) -> float:
@@ -184,13 +198,11 @@ def _made(config: str) -> dict[str, Tensor]:
 
 def broken(family: Family, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """What gives way as the number of checkpoints, of workers, or of the model's parameters, grows."""
-    resident = [k for k in range(1, 64) if not planned(replace(family, checkpoints=k), options)[0].mapped]
-    yield "checkpoints stay on the GPUs", f"up to {max(resident)}" if resident else "never"
-    count = weights(family.config)
-    yield "checkpoints stay in a host's memory", f"up to {int(options.host_gib * GIB // (2 * count)) - 1}"
-    plan, rates = planned(family, options)
-    trial = sum(plan.seconds(rates).values()) + answers(family, options)
-    rate = family.machines * GPUS / family.tensor_parallel / trial
+    plans = {k: planned(replace(family, checkpoints=k), options)[0] for k in range(1, 512)}
+    for what, holds in (("GPUs", lambda plan: not plan.mapped), ("GPUs and host", lambda plan: not plan.from_disk)):
+        fitting = [k for k, plan in plans.items() if holds(plan)]
+        yield f"checkpoints stay in the memory of {what}", f"up to {max(fitting)}" if fitting else "never"
+    rate = family.machines * GPUS / family.tensor_parallel / sum(spent(family, options).values())
     yield "one driver", f"is asked for {rate:.2f} trials a second"
     yield "an engine on one machine's GPUs", f"up to {largest(family, options) / 10**9:,.0f} billion parameters"
 

@@ -1,16 +1,20 @@
 """What a trial costs on a live vLLM engine, against starting vLLM on a written merge and against transformers.
 
-    python benchmarks/vllm_trial.py [--trials N] [--dtype float32|bfloat16]
+    python benchmarks/vllm_trial.py [--trials N] [--dtype float32|bfloat16] [--swaps]
 
 Needs vLLM: `make test-vllm` leaves an environment with it in .venv-vllm. A model of 34 million random weights, four
 checkpoints, 200 short items: half are scored, half generate eight tokens. Every way runs in a process of its own; the
 trials of all ways take turns, so that a machine that is busy slows all of them. Figures are medians; the first trial of
 each way is not counted. All ways must give the same digest of the merge and the same scores.
+
+``--swaps`` times swaps alone, in seconds of the processor: one process, and two that share the model (tensor parallel),
+each merging its rows of every tensor, or, to compare, everything.
 """
 
 import argparse
 import gc
 import json
+import os
 import random
 import tempfile
 import time
@@ -22,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +37,10 @@ from optimizer.export import write_model
 from search_spaces.recipe import Recipe, digest_of, only
 from storage.checkpoints import Source
 from storage.records import Assignment, Measured
+from workers.engines import load
+from workers.prompts import load_tokenizer
 from workers.setup import ObjectivePlan, Setup, SuitePlan
+from workers.shares import WHOLE
 from workers.suites import SuiteFiles
 from workers.transformers_engine import empty_weights
 from workers.worker import Worker
@@ -49,10 +57,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--trials", type=int, default=5, help="counted trials of each way")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--swaps", action="store_true", help="swaps alone, of one process and of two")
     options = parser.parse_args()
+    drawn = recipes(options.trials + 1)
     with tempfile.TemporaryDirectory() as directory:
+        if options.swaps:
+            print_swaps(family(Path(directory), options.dtype, heads=14), drawn)
+            return
         setup = family(Path(directory), options.dtype)
-        seconds = measured(setup, Path(directory), recipes(options.trials + 1))
+        seconds = measured(setup, Path(directory), drawn)
     table = Table(
         "way", "a trial s", "trials an hour", "live engine is faster", title=f"34M, 200 items, {options.dtype}"
     )
@@ -83,6 +96,43 @@ def measured(setup: Setup, directory: Path, drawn: Sequence[Recipe]) -> dict[str
     return {way: found[1:] for way, found in seconds.items()}
 
 
+def print_swaps(setup: Setup, drawn: Sequence[Recipe]) -> None:
+    """Medians of the counted swaps, the ways taking turns."""
+    engines = {way: _engine(setup, processes) for way, processes in (("one", 1), ("whole", 2), ("share", 2))}
+    engines["whole"]._llm.collective_rpc(_merge_everything)
+    spent: dict[str, list[list[float]]] = {way: [] for way in engines}
+    for recipe in drawn:
+        digests = set()
+        for way, engine in engines.items():
+            before = _processor(engine)
+            digests.add(engine.swap(recipe))
+            spent[way].append([now - then for then, now in zip(before, _processor(engine), strict=True)])
+        if len(digests) > 1:
+            raise SystemExit(f"every way must make the same merge, but got {digests}.")
+    table = Table("processes", "each merges", "all s", "the busiest s", title=f"34M, a swap, {setup.dtype}")
+    for way, (processes, merges) in {"one": ("1", "all"), "whole": ("2", "all"), "share": ("2", "its rows")}.items():
+        found = spent[way][1:]
+        table.add_row(processes, merges, f"{median(map(sum, found)):.2f}", f"{median(map(max, found)):.2f}")
+    Console().print(table)
+
+
+def _engine(setup: Setup, processes: int) -> Any:
+    setup = replace(setup, engine="vllm", tensor_parallel=processes)
+    return load(setup, load_tokenizer(Path(setup.family.root.model)), device="cpu")
+
+
+def _merge_everything(worker: Any) -> None:
+    """Runs in each process of an engine."""
+    worker.worker._mergefront_share = worker.worker._mergefront_merger._share = WHOLE
+
+
+def _processor(engine: Any) -> list[float]:
+    """Seconds of the processor that each process of an engine has taken."""
+    workers = getattr(engine._llm.llm_engine.model_executor, "workers", None)
+    pids = [w.proc.pid for w in workers] if workers else [os.getpid()]
+    return [sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids]
+
+
 def trial(setup: Setup, recipe: Recipe) -> Said:
     """One trial of a worker that lives as long as its process."""
     if setup.engine not in _WORKERS:
@@ -110,7 +160,7 @@ def restart(setup: Setup, recipe: Recipe, directory: Path) -> Said:
     return said
 
 
-def family(directory: Path, dtype: str) -> Setup:
+def family(directory: Path, dtype: str, heads: int = 7) -> Setup:
     """A base and four checkpoints of random weights, and the items."""
     tokenizer = make_tokenizer()
     config = LlamaConfig(
@@ -118,8 +168,8 @@ def family(directory: Path, dtype: str) -> Setup:
         hidden_size=448,
         intermediate_size=1216,
         num_hidden_layers=8,
-        num_attention_heads=7,
-        num_key_value_heads=7,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=256,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
