@@ -59,11 +59,11 @@ class Merger:
     def write(self, recipe: Recipe, targets: Tensors) -> None:
         """Write the merge into ``targets`` (name to tensor, any float type; the sources are there or on the host).
 
-        Tensors that are no floats are copied from the base. Raises MergeError with the tensor's name, before anything
-        is written.
+        Tensors that are no floats are copied from the base. Raises MergeError with the tensor's name.
         """
-        for name, todo in self.plan(recipe, targets).items():
-            self.run(name, todo, targets[name])
+        self._check(recipe)
+        for name, target in targets.items():  # one by one: what is read for numbers is still in memory for the pass
+            self.run(name, self.plan(recipe, {name: target})[name], target)
 
     @torch.inference_mode()
     def plan(self, recipe: Recipe, like: Tensors) -> dict[str, Pass[str]]:
