@@ -12,8 +12,10 @@ Below the cache's directory:
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +34,13 @@ from storage.errors import CheckpointError
 from storage.files import file_digest, no_room_named, require_room, sync_directory
 from storage.model_directory import CODE, WANTED
 
-Fault = (OSError, aiohttp.ClientError, ImportError, ValueError)
-"""What file systems of fsspec raise; ImportError where the package for a kind of URL is missing."""
+_THEIRS = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("google.api_core.exceptions", "GoogleAPIError"),
+)
+"""Errors of the packages behind ``s3://`` and ``gs://`` that are no OSError, by their modules."""
 
 CHUNK = 64 << 20
 SILENCE = 60.0
@@ -46,6 +53,11 @@ _STAMPS = ("ETag", "etag", "VersionId", "md5Hash", "Content-MD5", "LastModified"
 """What file systems call the things by which a server tells versions of a file apart."""
 _HELD: dict[Path, int] = {}
 """Directories that this process uses, by the descriptors of their locks: open until it ends."""
+
+_SAID = 300
+"""Characters of another's error that are passed on."""
+
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with tracebacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +88,7 @@ def stage(url: str, *, code: bool = False) -> Path:
     if urlsplit(url).password:
         raise CheckpointError("a checkpoint's URL must hold no password; credentials belong into the environment.")
     url = url.rstrip("/")
-    try:
-        files, read = _listing(url, code)
-    except Fault as e:
-        raise CheckpointError(f"a checkpoint's URL must be one that can be listed, but {url} cannot: {_said(e)}") from e
+    files, read = _listing(url, code)
     if not files:
         raise CheckpointError(f"a checkpoint's URL must hold a model's files, but {url} holds none.")
     key = _digest(url, *(f"{name} {remote.size} {remote.stamp}" for name, remote in sorted(files.items())))
@@ -87,7 +96,7 @@ def stage(url: str, *, code: bool = False) -> Path:
     while not _held(directory):
         with _locked(key, fcntl.LOCK_EX):
             if not directory.is_dir():
-                _fetch_all(url, files, read, directory)
+                _fetch_all(url, files, read, directory, code=code)
     os.utime(directory)
     return directory
 
@@ -123,12 +132,15 @@ class _Reader:
 
 
 def _listing(url: str, code: bool) -> tuple[dict[str, Remote], _Reader]:
-    system, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)  # its listings would be old
-    read = _Reader(system)
     wanted = [*WANTED, *([CODE] if code else [])]
-    named = {entry["name"].rpartition("/")[2]: entry["name"] for entry in read.find(root)}
-    chosen = {n: path for n, path in named.items() if n.isprintable() and any(fnmatchcase(n, p) for p in wanted)}
-    return {name: _remote(path, read.about(path)) for name, path in chosen.items()}, read
+    try:
+        system, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)  # its listings would be old
+        read = _Reader(system)
+        named = {entry["name"].rpartition("/")[2]: entry["name"] for entry in read.find(root)}
+        chosen = {n: path for n, path in named.items() if n.isprintable() and any(fnmatchcase(n, p) for p in wanted)}
+        return {name: _remote(path, read.about(path)) for name, path in chosen.items()}, read
+    except _faults() as e:
+        raise CheckpointError(f"a checkpoint's URL must be one that can be listed, but {url} cannot: {_said(e)}") from e
 
 
 def _remote(path: str, about: Mapping[str, Any]) -> Remote:
@@ -138,7 +150,7 @@ def _remote(path: str, about: Mapping[str, Any]) -> Remote:
     return Remote(path=path, size=int(about["size"]), stamp=stamp)
 
 
-def _fetch_all(url: str, files: Mapping[str, Remote], read: _Reader, directory: Path) -> None:
+def _fetch_all(url: str, files: Mapping[str, Remote], read: _Reader, directory: Path, *, code: bool) -> None:
     incoming = cache_directory() / "incoming" / directory.name
     incoming.mkdir(parents=True, exist_ok=True)
     lacking = {name: remote for name, remote in files.items() if not (incoming / name).exists()}
@@ -149,6 +161,10 @@ def _fetch_all(url: str, files: Mapping[str, Remote], read: _Reader, directory: 
             _fetch(url, remote, read, _part(incoming, name))
         _keep(_part(incoming, name), incoming / name)
     sync_directory(incoming)
+    if _listing(url, code)[0] != files:  # parts of two versions make a file that never was
+        with _locked("cache", fcntl.LOCK_EX):
+            _discard(incoming)
+        raise CheckpointError(f"a checkpoint must stay as it is while it is fetched, but {url} has changed; try again.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     incoming.rename(directory)
     sync_directory(directory.parent)
@@ -161,7 +177,7 @@ def _fetch(url: str, remote: Remote, read: _Reader, part: Path) -> None:
         while (start := file.tell()) < remote.size:
             try:
                 data = read(remote, start)
-            except Fault as e:
+            except _faults() as e:
                 _wait(url, remote, waits, _said(e))
                 continue
             if not data or start + len(data) > remote.size:
@@ -211,12 +227,17 @@ def _make_room(needed: int) -> None:
 
 
 def _clear(directory: Path) -> None:
-    """Remove a model and the contents that no other has, unless a process uses it."""
+    """Remove a model, unless a process uses it."""
     try:
         with _locked(directory.name, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(directory)
+            _discard(directory)
     except BlockingIOError:
         return
+
+
+def _discard(directory: Path) -> None:
+    """Remove a model and the contents that no other has."""
+    shutil.rmtree(directory)
     for blob in cache_directory().glob("blobs/*"):
         if blob.stat().st_nlink == 1:
             blob.unlink()
@@ -277,5 +298,14 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
 
 
+def _faults() -> tuple[type[Exception], ...]:
+    """What file systems of fsspec raise; ImportError where the package for a kind of URL is missing."""
+    theirs = [vars(sys.modules[module])[name] for module, name in _THEIRS if module in sys.modules]
+    return (OSError, aiohttp.ClientError, ImportError, ValueError, *theirs)
+
+
 def _said(error: BaseException) -> str:
-    return f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}."
+    text = " ".join(str(error).split())[:_SAID].rstrip(".") or type(error).__name__
+    if isinstance(error, ImportError):
+        return f"{text} (`pip install mergefront[cloud]` for S3 and Google's storage)."
+    return f"not found: {text}." if isinstance(error, FileNotFoundError) else f"{text}."
