@@ -4,8 +4,12 @@
 
 Families of random weights are made on the spot, in bfloat16. Half of the items are scored, half write eight tokens. A
 prediction comes from bandwidths and from a share of the items; measured are trials of real workers on a local Ray, each
-with weights of its own, the first of every worker not counted. Figures are medians. On a machine that has other work,
-``--processor`` counts seconds of the processor in place of the clock's, of one worker in this process.
+with weights of its own, the first of every worker not counted. Figures are medians.
+
+``--cold`` is a family that is larger than memory: before each trial the system forgets every page of the checkpoints,
+which is what it does by itself where memory ends, so that a trial reads all of them from the disk. One worker, in this
+process. On a machine that has other work, ``--processor`` counts seconds of the processor in place of the clock's, of
+one worker in this process.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -21,12 +26,13 @@ from time import process_time
 
 import torch
 import yaml
+from random_llamas import SIZES, write_random_llamas
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from optimizer import bandwidths
 from optimizer.memory import memory_of
@@ -34,13 +40,12 @@ from optimizer.prediction import Prediction, predict
 from optimizer.spec import Spec, load_spec
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
-from storage.records import Assignment, Measured
+from storage.records import Assignment, Measured, Outcome
 from workers import transformers_engine, worker
 from workers.pool import LocalPool, Pool
 from workers.ray_pool import RayPool
 from workers.worker import Worker
 
-SIZES = {"tiny": (64, 128, 2, 2), "0.1B": (768, 2048, 8, 12), "0.4B": (1024, 4096, 24, 16)}
 WORDS = [f"w{i}" for i in range(2000)]
 
 
@@ -51,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--items", nargs="+", type=int, default=[50, 100])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--processor", action="store_true", help="count seconds of the processor; one worker")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--cold", action="store_true", help="no checkpoint is in memory when a trial begins; one worker")
+    kind.add_argument("--processor", action="store_true", help="count seconds of the processor; one worker")
     parser.add_argument("--dtype", default="float32", help="of the live model")
     parser.add_argument("--family", type=Path, help="where the models are kept; default: nowhere")
     parser.add_argument("--method", default="linear")
@@ -67,37 +74,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for size in options.sizes:
             directory = Path(options.family or made) / size
             if not directory.exists():
-                make_models(directory, SIZES[size], max(options.checkpoints))
+                names = ["base", *(f"c{i}" for i in range(max(options.checkpoints)))]
+                write_random_llamas(directory, names, size, word_tokenizer())
             for count, items, workers in product(
-                options.checkpoints, options.items, [0] if options.processor else options.workers
+                options.checkpoints, options.items, [0] if options.cold or options.processor else options.workers
             ):
-                cells = row(study(directory, count, items, options), workers, options.trials)
+                cells = row(study(directory, count, items, options), workers, options)
                 table.add_row(size, str(count), str(items), str(max(workers, 1)), *cells)
                 print(size, count, items, workers, *cells, file=sys.stderr, flush=True)
     Console(width=110).print(table)
 
 
-def row(spec: Spec, workers: int, count: int) -> list[str]:
+class ColdWorker(Worker):
+    """Finds no checkpoint in memory."""
+
+    def run(self, assignment: Assignment) -> Outcome:
+        """One trial."""
+        for checkpoint in self._engine._checkpoints:  # type: ignore[attr-defined]  # of the engine of transformers
+            bandwidths.page_out(checkpoint.tensors.values())
+        return super().run(assignment)
+
+
+def row(spec: Spec, workers: int, options: argparse.Namespace) -> list[str]:
     """Predicted and measured seconds of a swap and of the answers, and how far the sum is off; 0 workers: one here."""
-    predicted, measured = prediction(spec, max(workers, 1)), trials(spec, workers, count)
+    predicted = prediction(spec, max(workers, 1), cold=options.cold)
+    measured = trials(spec, workers, options.trials, ColdWorker if options.cold else Worker)
     swap, total = (median(m.seconds[s] for m in measured) for s in ("merge", "total"))
     answers = predicted.seconds["answers"]
     cells = [predicted.total - answers, swap, answers, total - swap]
     return [*(f"{cell:.2f}" for cell in cells), f"{predicted.total / total - 1:+.0%}"]
 
 
-def prediction(spec: Spec, workers: int) -> Prediction:
-    """As `check` makes it."""
+def prediction(spec: Spec, workers: int, *, cold: bool) -> Prediction:
+    """As `check` makes it; ``cold`` is as where memory does not hold the family."""
     checkpoints = {source.name: Checkpoint(source) for source in spec.sources}
     plan = memory_of(spec, checkpoints, device="cpu", workers=workers).plan
     assert plan is not None
+    plan = replace(plan, from_disk=plan.from_disk or cold)
     return predict(spec, checkpoints, plan, workers=workers, progress=lambda *_: None)
 
 
-def trials(spec: Spec, workers: int, count: int) -> list[Measured]:
+def trials(spec: Spec, workers: int, count: int, kind: type[Worker]) -> list[Measured]:
     """What real trials take, without the first of every worker."""
     setup = spec.setup(device="cpu")
-    pool: Pool = RayPool(setup, count=workers) if workers else LocalPool(lambda: Worker(setup))
+    pool: Pool = RayPool(setup, count=workers) if workers else LocalPool(lambda: kind(setup))
     workers = max(workers, 1)
     rng, left, done = random.Random(0), workers * (count + 1), list[Measured]()
     names = [c.name for c in spec.checkpoints]
@@ -118,32 +138,14 @@ def trials(spec: Spec, workers: int, count: int) -> list[Measured]:
     return done[workers:]
 
 
-def make_models(directory: Path, size: tuple[int, int, int, int], count: int) -> None:
-    """A base of random weights, and checkpoints that are each a little longer than it."""
-    hidden, inner, layers, heads = size
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
     words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).bfloat16()
-    for name in ("base", *(f"c{i}" for i in range(count))):
-        model.save_pretrained(directory / name)
-        tokenizer.save_pretrained(directory / name)
-        with torch.no_grad():
-            for tensor in model.parameters():
-                tensor.mul_(1.01)
 
 
 def study(directory: Path, count: int, items: int, options: argparse.Namespace) -> Spec:

@@ -16,10 +16,11 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from random_llamas import write_random_llamas
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from optimizer.demo.family import make_family
 from optimizer.spec import load_spec
@@ -33,7 +34,6 @@ from workers.suites import SuiteFiles
 from workers.transformers_engine import TransformersEngine
 from workers.worker import Worker
 
-SIZES = {"0.4B": (1024, 4096, 24, 16), "small": (256, 1024, 8, 4)}
 DTYPE = "float32"
 """Of the live model: without instructions of its own for bfloat16 a CPU takes ten times as long for a forward pass."""
 
@@ -52,9 +52,9 @@ def main() -> None:
     study_file = make_family(options.family, progress=lambda *_: None)
     demo = load_spec(study_file).setup(device="cpu")
     overhead_row(table, "demo, 0.36M", demo, options.trials * 3)
-    size = "small" if options.small else "0.4B"
+    size = "10M" if options.small else "0.4B"
     with tempfile.TemporaryDirectory() as directory:
-        setup = big_family(Path(directory), load_spec(study_file).base, *SIZES[size])
+        setup = big_family(Path(directory), load_spec(study_file).base, size)
         overhead_row(table, f"{size}, random", setup, options.trials)
         Console().print(table)
         naive_table(size, setup, Path(directory), options.trials)
@@ -118,23 +118,10 @@ def naive_trial(setup: Setup, recipe: Recipe, directory: Path) -> None:
     Sheet([plan.load()["search"] for plan in setup.objectives], tokenizer, engine.context).ask(engine)
 
 
-def big_family(directory: Path, tokenizer_from: str, hidden: int, inner: int, layers: int, heads: int) -> Setup:
+def big_family(directory: Path, tokenizer_from: str, size: str) -> Setup:
     """A base and four checkpoints of random weights in bfloat16, and 100 short items."""
     tokenizer = load_tokenizer(Path(tokenizer_from))
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    for seed, name in enumerate(("base", *CHECKPOINTS)):
-        torch.manual_seed(seed)
-        LlamaForCausalLM(config).bfloat16().save_pretrained(directory / name)
-        tokenizer.save_pretrained(directory / name)
+    write_random_llamas(directory, ("base", *CHECKPOINTS), size, tokenizer)
     suite = directory / "items.jsonl"
     suite.write_text("".join(json.dumps(short_item(i, sorted(tokenizer.get_vocab()))) + "\n" for i in range(200)))
     for split in ("validation", "report"):

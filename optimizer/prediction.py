@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,6 @@ from optimizer.planner import Plan, Rates
 from optimizer.spec import BASE, Spec
 from search_spaces.errors import InputError
 from storage.checkpoints import Checkpoint
-from storage.model_directory import weight_files
 from storage.records import Assignment, Failed
 from workers.setup import ObjectivePlan, Setup
 from workers.transformers_engine import empty_weights
@@ -59,7 +57,6 @@ def predict(
 
 def _rates(spec: Spec, checkpoints: Mapping[str, Checkpoint], plan: Plan, workers: int) -> Rates:
     base, setup, processes = checkpoints[BASE], spec.setup(device="cpu"), spec.workers.tensor_parallel
-    first_checkpoint = checkpoints[spec.checkpoints[0].name]
     one = bandwidths.measure(
         setup.family,
         {name: checkpoint.tensors for name, checkpoint in checkpoints.items()},
@@ -69,14 +66,10 @@ def _rates(spec: Spec, checkpoints: Mapping[str, Checkpoint], plan: Plan, worker
         workers=workers * processes if pick_device(spec.workers.device) == "cpu" else 1,
         threads=setup.threads,
         resident=1 - plan.streamed / plan.read if plan.on_gpu else 0.0,
-        disk=_largest(first_checkpoint) if plan.from_disk else None,
+        from_disk=plan.from_disk,
     )
     # Each process of an engine merges and hashes its share. What they exchange is not in it.
     return replace(one, merge=one.merge * processes, digest=one.digest * processes)
-
-
-def _largest(checkpoint: Checkpoint) -> Path:
-    return max(weight_files(checkpoint.path), key=lambda path: path.stat().st_size)
 
 
 def _answers(spec: Spec) -> tuple[int, float]:

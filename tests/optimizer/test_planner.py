@@ -1,21 +1,25 @@
 """The planner's arithmetic, and what it measures on the spot; no test looks at how long anything takes."""
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimizer import prediction
-from optimizer.bandwidths import disk_rate, measure
+from optimizer.bandwidths import _among, _Part, measure, page_out
 from optimizer.memory import memory_of, vllm_ways
 from optimizer.planner import Plan, Rates, Way, ways_out
 from optimizer.prediction import predict
 from optimizer.spec import BASE, Spec, load_spec
 from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
+from storage.tensor_files import open_tensors, write_tensors
 from workers.errors import MergeError
 
 GIB = 1 << 30
@@ -108,7 +112,7 @@ def test_what_merges_is_what_the_family_would_merge_with(spec: Spec, study_file:
     """A recipe that the family's merger refuses is refused when it is measured."""
     checkpoints = opened(spec)
     tensors = {name: c.tensors for name, c in checkpoints.items()}
-    options = {"device": "cpu", "workers": 1, "threads": 1, "resident": 0.0, "disk": None}
+    options = {"device": "cpu", "workers": 1, "threads": 1, "resident": 0.0, "from_disk": False}
     family, like = spec.setup(device="cpu").family, checkpoints[BASE].tensors
     halves = Recipe(method="linear", weights={"alpha": (0.5,), "beta": (0.5,)})
     rates = measure(family, tensors, like, halves, **options)  # type: ignore[arg-type]
@@ -119,7 +123,33 @@ def test_what_merges_is_what_the_family_would_merge_with(spec: Spec, study_file:
         measure(family, tensors, like, three, **options)  # type: ignore[arg-type]
 
 
-def test_a_disk_is_read_past_the_cache_or_not_at_all(models: Path, tmp_path: Path) -> None:
-    rate = disk_rate(models / "base" / "model.safetensors")
-    assert rate is None or rate > 0.0
-    assert disk_rate(tmp_path / "missing") is None
+def test_one_worker_among_several_has_no_more_than_one_that_is_alone() -> None:
+    """Whatever is measured: a share of the memory can only lower a rate, and so can a share of the disk."""
+    part = _Part(sources=[torch.ones(1 << 20)], targets={})
+    slow = Rates(merge=1.0, digest=2.0, disk=3.0)
+    assert _among(slow, [part], 2, 1, True) == slow
+    fast = _among(Rates(merge=1e30, digest=1e30), [part], 2, 1, False)
+    assert fast.merge == fast.digest < 1e30
+    assert fast.disk is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="advice to page out is Linux's; run it there")
+def test_what_is_paged_out_of_a_file_is_read_again_and_other_memory_stays(tmp_path: Path) -> None:
+    content = torch.arange(1 << 20)
+    path = tmp_path / "weights.safetensors"
+    write_tensors(path, {"w": content}, [("w", content)])
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # a page that is not on the disk yet stays
+    mapped = open_tensors(path)["w"]
+    assert torch.equal(mapped, content)
+    page_out([mapped, content])
+    if _resident(path) > content.nbytes // 2:
+        pytest.skip("the system kept the pages, as it does where files lie in memory; run it with --basetemp on a disk")
+    assert torch.equal(mapped, content)
+    assert torch.equal(content, torch.arange(1 << 20))
+    assert _resident(path) >= content.nbytes
+
+
+def _resident(path: Path) -> int:
+    """Bytes of a mapped file that this process has in memory."""
+    return sum(region.rss for region in psutil.Process().memory_maps() if region.path == str(path))
