@@ -54,15 +54,6 @@ class Rates:
         floor, are = self._columns()
         return torch.where(are, floor + _sine(angles) ** 2, angles)
 
-    def moments(self, mean: torch.Tensor, variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance in units of normal angles with these moments, all ``(..., o, n)``."""
-        floor, are = self._columns()
-        twice = 2.0 * mean.clamp(0.0, torch.pi / 2.0)
-        first = (-2.0 * variance).exp() * twice.cos()
-        second = (-8.0 * variance).exp() * (2.0 * twice).cos()
-        spread = (0.125 * (1.0 + second) - 0.25 * first**2).clamp_min(0.0)
-        return torch.where(are, floor + 0.5 - 0.5 * first, mean), torch.where(are, spread, variance)
-
     def slope(self, mean: torch.Tensor) -> torch.Tensor:
         """Change in units by angle ``(..., o, n)``; never 0, for a mean at its end is not certain either."""
         _, are = self._columns()

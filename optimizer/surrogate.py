@@ -93,14 +93,13 @@ class Surrogate:
         # Lengthscales are as good from some of the points, and cost the cube of their number.
         some = np.sort(most_telling(data.rows(order), FIT_POINTS))
         self._models: _Models = _fit(self.features[some], scaled[some], stated[some]) if like is None else like._models
-        noise = _noise(self._models, stated)
-        self._noise = noise * self._scale[:, None] ** 2
+        self._noise = noise = _noise(self._models, stated)
         prior = self._kernel(self.features, self.features)
         self._root = _root(prior + torch.diag_embed(noise))
         self._mean = self._constant()
         residual = (scaled.T - self._mean[:, None]).unsqueeze(-1)
         self._alpha = torch.cholesky_solve(residual, self._root)
-        self.noise = self._noise * self._rates.slope(self._unscaled(self._project(self.features)[0])) ** 2
+        self.noise = noise * self._steepness(self._project(self.features)[0]) ** 2
 
     def _kernel(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         # A model of a single outcome has no batch dimension, hence the reshape.
@@ -114,10 +113,13 @@ class Surrogate:
         return torch.argsort(torch.tensor([i for _, columns in self._models for i in columns]))
 
     def moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posterior mean and variance of the outcomes (their units, more is better) at ``(n, d)``: two ``(o, n)``."""
+        """Posterior mean and variance of the outcomes (their units, more is better) at ``(n, d)``: two ``(o, n)``.
+
+        Of a rate the mean is that of its angle, put back in units, and the variance is by the delta method.
+        """
         mean, half, prior = self._project(x)
         variance = (prior - (half**2).sum(-2)).clamp_min(1e-10)
-        return self._rates.moments(self._unscaled(mean), variance * self._scale[:, None] ** 2)
+        return self._to_units(mean), variance * self._steepness(mean) ** 2
 
     def contrast(self, x: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and stderr ``(o,)`` of a sum over ``(n, d)`` whose ``coefficients (n,)`` add up to 0."""
@@ -126,14 +128,11 @@ class Surrogate:
         return mean @ coefficients, variance.sqrt()
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean ``(o, n)`` and covariance ``(o, n, n)`` of the outcomes at ``(n, d)``, in units.
-
-        The covariance of rates is by the delta method.
-        """
+        """Mean ``(o, n)`` and covariance ``(o, n, n)`` of the outcomes at ``(n, d)``, in units, as of `moments`."""
         mean, half, _ = self._project(x)
-        slope = (self._scale[:, None] * self._rates.slope(self._unscaled(mean))).unsqueeze(-1)
+        steepness = self._steepness(mean).unsqueeze(-1)
         covariance = self._kernel(x, x) - half.transpose(-1, -2) @ half
-        return self._to_units(mean), covariance * slope * slope.transpose(-1, -2)
+        return self._to_units(mean), covariance * steepness * steepness.transpose(-1, -2)
 
     def joint(self, x: torch.Tensor) -> Joint:
         """The joint posterior at ``(b, d)``, ready to be sampled and conditioned on."""
@@ -160,7 +159,7 @@ class Surrogate:
         """
         generator = torch.Generator().manual_seed(0)
         normal = torch.randn(*self.noise.shape, draws // 2, generator=generator, dtype=torch.float64)
-        noise = torch.cat([normal, -normal], dim=-1) * (self._noise.sqrt() / self._scale[:, None]).unsqueeze(-1)
+        noise = torch.cat([normal, -normal], dim=-1) * self._noise.sqrt().unsqueeze(-1)
         moved = self._kernel(self.features, self.features) @ torch.cholesky_solve(noise, self._root)
         mean, _, _ = self._project(self.features)
         units = self._to_units(mean + moved.permute(2, 0, 1)) - self._to_units(mean)
@@ -178,6 +177,10 @@ class Surrogate:
 
     def _to_units(self, scaled: torch.Tensor) -> torch.Tensor:
         return self._rates.units(self._unscaled(scaled))
+
+    def _steepness(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Change in units for a change of ``(o, n)`` by one."""
+        return self._scale[:, None] * self._rates.slope(self._unscaled(scaled))
 
 
 class Joint:
