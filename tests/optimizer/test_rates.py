@@ -8,8 +8,8 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from optuna.distributions import FloatDistribution
-from optuna.study import Study
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.study import Study, StudyDirection
 from optuna.trial import create_trial
 
 from optimizer.front import fit, posterior
@@ -79,12 +79,12 @@ def cliff(w: np.ndarray) -> np.ndarray:
     return np.asarray(0.98 / (1.0 + np.exp(14.0 * (((w - [0.5, 0.4, 0.1]) ** 2).sum(axis=1) - 0.3))))
 
 
-def study_on(scale: float, w: np.ndarray, direction: str = "maximize") -> Study:
+def study_on(scale: float, w: np.ndarray, direction: StudyDirection = StudyDirection.MAXIMIZE) -> Study:
     """One objective; with a scale of 100 it is in percent, which nothing tells from any other number."""
     study = optuna.create_study(direction=direction)
-    space = {f"w.{i}": FloatDistribution(-0.5, 1.0) for i in range(3)}
+    space: dict[str, BaseDistribution] = {f"w.{i}": FloatDistribution(-0.5, 1.0) for i in range(3)}
     found = np.random.default_rng(1).binomial(ITEMS, cliff(w)) / ITEMS
-    found = found if direction == "maximize" else 1.0 - found
+    found = found if direction == StudyDirection.MAXIMIZE else 1.0 - found
     for row, rate in zip(w, found.tolist(), strict=True):
         stderr = math.sqrt(rate * (1.0 - rate) / (ITEMS - 1))
         params = dict(zip(space, row.tolist(), strict=True))
@@ -107,7 +107,7 @@ def test_a_cliff_is_known_better_as_a_rate() -> None:
 
 def test_a_rate_to_minimise_is_the_same_rate() -> None:
     w = np.random.default_rng(0).dirichlet(np.full(3, 0.7), size=20)
-    up, down = posterior(study_on(1.0, w)), posterior(study_on(1.0, w, "minimize"))
+    up, down = posterior(study_on(1.0, w)), posterior(study_on(1.0, w, StudyDirection.MINIMIZE))
     assert up.front == down.front
     for number, estimate in up.trials.items():
         assert 0.0 <= estimate.mean[0] <= 1.0
