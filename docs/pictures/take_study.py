@@ -38,18 +38,20 @@ def main() -> None:
         options.directory,
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
-        assert service.stderr is not None
-        found = re.search(r" on (http://\S+) ", service.stderr.readline())
-        if found is None:
-            sys.exit(f"the service must start, but it said: {service.stderr.read()}")
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme="light")
-            page.goto(f"{found[1]}/studies/demo")
-            page.locator("#figure svg").first.wait_for(state="attached", timeout=300_000)
-            page.screenshot(path=options.png)
-            browser.close()
-        service.terminate()
+        try:
+            assert service.stderr is not None
+            found = re.search(r" on (http://\S+) ", service.stderr.readline())
+            if found is None:
+                sys.exit(f"the service must start, but it said: {service.stderr.read()}")
+            with sync_playwright() as play:
+                browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+                page = browser.new_page(viewport={"width": 1100, "height": 1000}, color_scheme="light")
+                page.goto(f"{found[1]}/studies/demo")
+                page.locator("#figure svg").first.wait_for(state="attached", timeout=300_000)
+                page.screenshot(path=options.png)
+                browser.close()
+        finally:
+            service.terminate()
 
 
 if __name__ == "__main__":
