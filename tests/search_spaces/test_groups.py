@@ -16,7 +16,7 @@ NAMES = [
 kinds = st.sampled_from(["model", "depth:2", "depth:5", "layers:1", "layers:4", "modules"])
 
 
-@given(kind=kinds, value=st.floats(-2, 2), name=st.sampled_from(NAMES), layers=st.integers(4, 40))
+@given(kind=kinds, value=st.floats(-2, 2), name=st.sampled_from(NAMES), layers=st.integers(6, 40))
 def test_equal_groups_are_one_weight_for_the_model(kind: str, value: float, name: str, layers: int) -> None:
     groups = Groups.parse(kind)
     assert groups.weight([value] * groups.count, name, layers) == value
