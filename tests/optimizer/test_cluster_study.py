@@ -47,16 +47,14 @@ class Machines:
 
     def lose_head(self) -> None:
         """Its power goes off; the workers stand still, or they could end a short study before the driver knows."""
-        for process in self._of_workers():
+        with_it = [*(child for process in self._of_head for child in _children(process)), *self._of_head]
+        for process in set(self._of_workers()) - set(with_it):
             process.suspend()
-        for process in self._of_head:
-            process.kill()
+        _kill(with_it)
 
     def stop(self) -> None:
         """End every process of these nodes, and no other's."""
-        for process in [*self._of_workers(), *self._own()]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill([*self._of_workers(), *self._own()])
 
     def drive(self, *arguments: str) -> subprocess.Popen[bytes]:
         """The program, on the head's machine."""
@@ -81,6 +79,12 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return []
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
