@@ -23,7 +23,7 @@ _LEAST_SLOPE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class Angles:
     """Which of ``o`` outcomes are rates, and how to come and go between their units and angles.
 
     Attributes:
@@ -34,14 +34,14 @@ class Rates:
     floor: tuple[float, ...]
 
     @classmethod
-    def among(cls, values: Array, variances: Array) -> Rates:
+    def of(cls, values: Array, variances: Array) -> Angles:
         """By what was measured, ``(n, o)``, and its variances, NaN where unknown.
 
         A rate never leaves [0, 1], or [-1, 0], and its variances differ less on the other scale than on its own.
         """
         return cls(tuple(_floor(*column) for column in zip(values.T, variances.T, strict=True)))
 
-    def angles(self, values: Array, variances: Array) -> tuple[Array, Array]:
+    def forward(self, values: Array, variances: Array) -> tuple[Array, Array]:
         """Values and variances ``(n, o)`` of the same measurements on the model's scale, NaN where unknown."""
         values, variances = values.copy(), variances.copy()
         for i, floor in enumerate(self.floor):
@@ -49,10 +49,10 @@ class Rates:
                 values[:, i], variances[:, i] = _angles(values[:, i] - floor, variances[:, i])
         return values, variances
 
-    def units(self, angles: torch.Tensor) -> torch.Tensor:
+    def back(self, angles: torch.Tensor) -> torch.Tensor:
         """``(..., o, n)`` back in units."""
         floor, are = self._columns()
-        return torch.where(are, floor + _sine(angles) ** 2, angles)
+        return torch.where(are, floor + angles.clamp(0.0, torch.pi / 2.0).sin() ** 2, angles)
 
     def slope(self, mean: torch.Tensor) -> torch.Tensor:
         """Change in units by angle ``(..., o, n)``; never 0, for a mean at its end is not certain either."""
@@ -90,7 +90,3 @@ def _is_steadied(rates: Array, variances: Array) -> bool:
         return False
     own = np.log(variances[inside])
     return bool(np.std(own - np.log(slack[inside])) < np.std(own))
-
-
-def _sine(angles: torch.Tensor) -> torch.Tensor:
-    return angles.clamp(0.0, torch.pi / 2.0).sin()

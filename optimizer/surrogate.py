@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from optimizer.angles import Angles
 from optimizer.features import Array, Space
 from optimizer.measurements import Data, most_telling
-from optimizer.rates import Rates
 
 with warnings.catch_warnings():
     # GPyTorch's dependencies still script two helpers on import, which recent torch versions announce as deprecated.
@@ -57,7 +57,7 @@ class Surrogate:
     """Independent Gaussian processes, one an outcome: the ``m`` objectives, then constraints that they do not explain.
 
     BoTorch's ``SingleTaskGP`` with Matérn kernels, fitted by maximum a posteriori. Noise is each trial's own variance
-    where it is known, else one fitted variance an outcome. Rates are modelled as angles (`optimizer.rates`); all that
+    where it is known, else one fitted variance an outcome. Rates are modelled as angles (`optimizer.angles`); all that
     is said is in the outcomes' own units.
     """
 
@@ -81,11 +81,11 @@ class Surrogate:
         self.numbers = tuple(data.numbers[i] for i in order)
         self.features = torch.from_numpy(features[order])
         outcomes, variances = outcomes[order], variances[order]
-        self._rates = Rates.among(outcomes, variances)
-        if like is not None and like._rates != self._rates:
+        self._angles = Angles.of(outcomes, variances)
+        if like is not None and like._angles != self._angles:
             like = None
         self.scale: torch.Tensor = torch.from_numpy(_spread(outcomes)) if like is None else like.scale
-        angles, variances = self._rates.angles(outcomes, variances)
+        angles, variances = self._angles.forward(outcomes, variances)
         self._centre: torch.Tensor = torch.from_numpy(angles.mean(axis=0)) if like is None else like._centre
         self._scale: torch.Tensor = torch.from_numpy(_spread(angles)) if like is None else like._scale
         scaled = (torch.from_numpy(angles) - self._centre) / self._scale
@@ -176,11 +176,11 @@ class Surrogate:
         return scaled * self._scale[:, None] + self._centre[:, None]
 
     def _to_units(self, scaled: torch.Tensor) -> torch.Tensor:
-        return self._rates.units(self._unscaled(scaled))
+        return self._angles.back(self._unscaled(scaled))
 
     def _steepness(self, scaled: torch.Tensor) -> torch.Tensor:
         """Change in units for a change of ``(o, n)`` by one."""
-        return self._scale[:, None] * self._rates.slope(self._unscaled(scaled))
+        return self._scale[:, None] * self._angles.slope(self._unscaled(scaled))
 
 
 class Joint:

@@ -2,7 +2,7 @@
 
 All of it is read off the Gaussian process that chooses the front, around the merges on it. Every figure is a sum of
 that model's values with fixed coefficients, so its standard error follows from the model, noise and the correlation of
-neighbouring merges included (of rates by the delta method, see `optimizer.rates`).
+neighbouring merges included (of rates by the delta method, see `optimizer.angles`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rates on the scale that the model works on."""
+"""Rates as the angles that the model works on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import create_trial
 
+from optimizer.angles import Angles
 from optimizer.front import fit, posterior
-from optimizer.rates import Rates
 
 ITEMS = 200
 
@@ -25,53 +25,53 @@ def column(*values: float) -> np.ndarray:
 def test_rates_are_told_by_their_range_and_their_noise() -> None:
     rates = column(0.0, 0.1, 0.5, 0.9)
     noise = rates * (1.0 - rates) / ITEMS
-    assert Rates.among(rates, noise).floor == (0.0,)
-    assert Rates.among(-rates, noise).floor == (-1.0,)
+    assert Angles.of(rates, noise).floor == (0.0,)
+    assert Angles.of(-rates, noise).floor == (-1.0,)
     for values, variances in ((2.0 * rates, noise), (rates - 0.5, noise), (rates, 0.0 * noise + 0.01)):
-        assert math.isnan(Rates.among(values, variances).floor[0])
+        assert math.isnan(Angles.of(values, variances).floor[0])
     for unknown in (0.0 * noise, np.full((4, 1), math.nan)):
-        assert math.isnan(Rates.among(rates, unknown).floor[0])
+        assert math.isnan(Angles.of(rates, unknown).floor[0])
 
 
 def test_the_noise_of_a_rate_is_the_same_wherever_it_lies() -> None:
     rates = np.array([0.2, 0.5, 0.9, 0.95])
     measured = np.random.default_rng(0).binomial(ITEMS, rates, size=(20_000, 4)) / ITEMS
-    angles, variances = Rates((0.0,) * 4).angles(measured, measured * (1.0 - measured) / ITEMS)
+    angles, variances = Angles((0.0,) * 4).forward(measured, measured * (1.0 - measured) / ITEMS)
     assert angles.var(axis=0) == pytest.approx([1 / (4 * ITEMS)] * 4, rel=0.1)
     assert np.median(variances, axis=0) == pytest.approx([1 / (4 * ITEMS)] * 4)
 
 
 def test_a_rate_at_its_end_is_as_uncertain_as_the_others() -> None:
-    _, variances = Rates((0.0,)).angles(column(0.0, 0.5, 0.9, 1.0, 1.0), column(0.0, 1e-3, 1e-3, 0.0, math.nan))
+    _, variances = Angles((0.0,)).forward(column(0.0, 0.5, 0.9, 1.0, 1.0), column(0.0, 1e-3, 1e-3, 0.0, math.nan))
     assert variances[:, 0] == pytest.approx([1.89e-3, 1e-3, 2.78e-3, 1.89e-3, math.nan], abs=1e-5, nan_ok=True)
-    _, none = Rates((0.0,)).angles(column(0.0, 1.0), column(0.0, 0.0))
+    _, none = Angles((0.0,)).forward(column(0.0, 1.0), column(0.0, 0.0))
     assert np.isnan(none).all()
 
 
 def test_what_is_no_rate_stays_as_it_is() -> None:
-    rates = Rates((math.nan,))
+    plain = Angles((math.nan,))
     values, variances = column(-3.0, 7.0), column(0.1, math.nan)
-    angles, same = rates.angles(values, variances)
+    angles, same = plain.forward(values, variances)
     assert angles.tolist() == values.tolist()
     assert np.array_equal(same, variances, equal_nan=True)
     x = torch.tensor([[-3.0, 7.0]], dtype=torch.float64)
-    assert torch.equal(rates.units(x), x)
-    assert torch.equal(rates.slope(x), torch.ones_like(x))
+    assert torch.equal(plain.back(x), x)
+    assert torch.equal(plain.slope(x), torch.ones_like(x))
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0])
 def test_there_and_back_is_the_same_rate(floor: float) -> None:
     values = floor + np.linspace(0.0, 1.0, 11)[:, None]
-    angles, _ = Rates((floor,)).angles(values, np.full((11, 1), 1e-3))
-    assert Rates((floor,)).units(torch.from_numpy(angles.T)).numpy()[0] == pytest.approx(values[:, 0])
+    angles, _ = Angles((floor,)).forward(values, np.full((11, 1), 1e-3))
+    assert Angles((floor,)).back(torch.from_numpy(angles.T)).numpy()[0] == pytest.approx(values[:, 0])
 
 
 def test_the_slope_is_that_of_the_way_back_and_never_zero() -> None:
-    rates, step = Rates((0.0,)), 1e-6
-    angles = torch.tensor([[0.5, 0.9, 1.2]], dtype=torch.float64)
-    change = (rates.units(angles + step) - rates.units(angles)) / step
-    assert rates.slope(angles).numpy() == pytest.approx(change.numpy(), abs=1e-5)
-    assert float(rates.slope(torch.tensor([[2.0]]))) > 0.0
+    rate, step = Angles((0.0,)), 1e-6
+    x = torch.tensor([[0.5, 0.9, 1.2]], dtype=torch.float64)
+    change = (rate.back(x + step) - rate.back(x)) / step
+    assert rate.slope(x).numpy() == pytest.approx(change.numpy(), abs=1e-5)
+    assert float(rate.slope(torch.tensor([[2.0]]))) > 0.0
 
 
 def cliff(w: np.ndarray) -> np.ndarray:
