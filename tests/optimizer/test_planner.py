@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,8 @@ from search_spaces.recipe import Recipe
 from storage.checkpoints import Checkpoint
 from storage.tensor_files import open_tensors, write_tensors
 from workers.errors import MergeError
+from workers.setup import Setup
+from workers.worker import Worker
 
 GIB = 1 << 30
 
@@ -91,10 +94,9 @@ def test_a_prediction_is_of_all_items_by_asking_a_share_of_each_suite(
     plan = memory_of(spec, checkpoints, device="cpu", workers=2).plan
     assert plan is not None
     asked: list[int] = []
-    worker = prediction.Worker
 
-    def watched(setup: object) -> object:
-        made = worker(setup)  # type: ignore[arg-type]
+    def watched(setup: Setup) -> object:
+        made = Worker(setup)
         asked.append(sum(len(s.items) for o in made._objectives.values() for s in o["search"].suites))
         return made
 
@@ -112,15 +114,15 @@ def test_what_merges_is_what_the_family_would_merge_with(spec: Spec, study_file:
     """A recipe that the family's merger refuses is refused when it is measured."""
     checkpoints = opened(spec)
     tensors = {name: c.tensors for name, c in checkpoints.items()}
-    options = {"device": "cpu", "workers": 1, "threads": 1, "resident": 0.0, "from_disk": False}
+    options: dict[str, Any] = {"device": "cpu", "workers": 1, "threads": 1, "resident": 0.0, "from_disk": False}
     family, like = spec.setup(device="cpu").family, checkpoints[BASE].tensors
     halves = Recipe(method="linear", weights={"alpha": (0.5,), "beta": (0.5,)})
-    rates = measure(family, tensors, like, halves, **options)  # type: ignore[arg-type]
+    rates = measure(family, tensors, like, halves, **options)
     assert rates.merge > 0.0
     assert rates.disk is None
     with pytest.raises(MergeError, match="slerp merges two checkpoints"):
         three = Recipe(method="slerp", weights={"alpha": (0.5,), "beta": (0.3,), "gamma": (0.2,)})
-        measure(family, tensors, like, three, **options)  # type: ignore[arg-type]
+        measure(family, tensors, like, three, **options)
 
 
 def test_one_worker_among_several_has_no_more_than_one_that_is_alone() -> None:

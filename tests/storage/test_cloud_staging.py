@@ -16,6 +16,7 @@ from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -98,9 +99,9 @@ class Cloud:
 class _Relay(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, cloud: Cloud, *arguments: object) -> None:
+    def __init__(self, cloud: Cloud, *arguments: Any) -> None:
         self.cloud = cloud
-        super().__init__(*arguments)  # type: ignore[arg-type]
+        super().__init__(*arguments)
 
     def log_message(self, *arguments: object) -> None:
         """Silent."""

@@ -25,10 +25,10 @@ _AT_ONCE = sum(STEPS.values())
 
 def claims(found: Sequence[Any]) -> list[Claim]:
     """The paper's claims, then ours about the joint search."""
-    return [*_of_merging(found), *_of_interference(found), *_of_the_search(found)]
+    return [*_against_training(found), *_against_other_merges(found), *_of_interference(found), *_of_the_search(found)]
 
 
-def _of_merging(found: Sequence[Any]) -> list[Claim]:
+def _against_training(found: Sequence[Any]) -> list[Claim]:
     return [
         Claim(
             text="merging gives nearly as much of a new skill as retraining, for a fraction of the steps",
@@ -59,6 +59,11 @@ def _of_merging(found: Sequence[Any]) -> list[Claim]:
         ),
         _compliance(found, "cft-safety", "continued fine-tuning", "-85 % (Table 3); of all three 93.2 against 16.0"),
         _compliance(found, "rt-safety", "retraining", "-40 % (Table 3); of all three 93.2 against 37.2"),
+    ]
+
+
+def _against_other_merges(found: Sequence[Any]) -> list[Claim]:
+    return [
         Claim(
             text="un-normalised task arithmetic beats interpolation",
             paper="it keeps general skills best (section 4.4, Figure 3)",
