@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 ENOUGH_TRIALS = 8
 """Fewest trials in the search space that a model is asked about; below it raw means decide."""
 
+MOST_BELIEVED = 2000
+"""Most trials that the front's model is conditioned on.
+
+A proposal's model has fewer. But what is left out is left out by its measurements, so that those that stay are the
+lucky ones, and a front would promise too much."""
+
 _DRAWS = 256
 _REPEATS = 64
 _SAME_PLACE = 0.03
@@ -53,12 +59,13 @@ class Posterior:
     fallback: str | None
 
 
-def posterior_front(study: Study) -> list[int]:
+def posterior_front(study: Study, most: int = MOST_BELIEVED) -> list[int]:
     """Numbers of the trials on the front by posterior mean, in order; empty if no trial is feasible by it.
 
-    See `posterior`, which says more.
+    See `posterior`, which says more and takes longer. ``most`` is how many trials the model is conditioned on.
     """
-    return list(posterior(study).front)
+    found = fit(study, most)
+    return list(_front(found, _believed(found, draws=0)))
 
 
 def posterior(study: Study) -> Posterior:
@@ -68,26 +75,24 @@ def posterior(study: Study) -> Posterior:
     being chosen adds to a mean is taken off again: on the front means are lowered by what a parametric bootstrap finds
     (`_sobered`).
 
-    Trials outside the space (baselines) and trials far behind the front of a very long study keep their raw means and
-    standard errors. The order of the trials changes nothing, nor does a second call. Objectives are modelled as
-    independent of one another. Trials with values that are not finite are left out. A trial that a race stopped early
-    (user attribute ``stopped``) informs the model, with the error of its few items, and is never on the front; nor is a
-    second look at an earlier trial (user attribute ``again``, its number).
+    Trials outside the space (baselines) keep their raw means and standard errors. Of a study with more than
+    `MOST_BELIEVED` trials the model predicts those that it is not conditioned on. The order of the trials changes
+    nothing, nor does a second call. Objectives are modelled as independent of one another. Trials with values that are
+    not finite are left out. A trial that a race stopped early (user attribute ``stopped``) informs the model, with the
+    error of its few items, and is never on the front; nor is a second look at an earlier trial (user attribute
+    ``again``, its number).
     """
     return posterior_of(fit(study))
 
 
 def posterior_of(found: Fit) -> Posterior:
     """The same of a study that was fitted already."""
-    believed = _raw(found.data)
-    if found.model is not None:
-        believed = _sobered(_modelled(believed, found.model, found.rows, found.data), found.model, found)
-    return _summary(found, believed)
+    return _summary(found, _believed(found, _DRAWS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A study's COMPLETE trials, the model of them and the rows that it is of; else the reason why there is none.
+    """A study's COMPLETE trials, the model and the rows of its space; else the reason why there is none.
 
     ``signs`` is ``(m,)``, 1 for an objective to maximise; ``whole`` ``(n,)``, which trials may be on the front.
     """
@@ -100,13 +105,13 @@ class Fit:
     reason: str | None
 
 
-def fit(study: Study) -> Fit:
-    """Fit the model of a study, or say why raw means have to do."""
+def fit(study: Study, most: int = MOST_BELIEVED) -> Fit:
+    """Fit the model of a study, conditioned on at most so many trials, or say why raw means have to do."""
     data = data_of(study)
     trials = study.get_trials(deepcopy=False)
     part = {t.number for t in trials if t.user_attrs.get("stopped") or "again" in t.user_attrs}
     whole = np.array([number not in part for number in data.numbers], dtype=bool)
-    model, rows, reason = _model(trials, data)
+    model, rows, reason = _model(trials, data, most)
     return Fit(data=data, model=model, rows=rows, signs=signs(study), whole=whole, reason=reason)
 
 
@@ -121,18 +126,27 @@ class _Beliefs:
     feasible: npt.NDArray[np.bool_]
 
 
-def _raw(data: Data) -> _Beliefs:
+def _believed(found: Fit, draws: int) -> _Beliefs:
+    believed = _raw(found.data, draws)
+    if found.model is None:
+        return believed
+    return _sobered(_modelled(believed, found.model, found.rows, found.data), found.model, found)
+
+
+def _raw(data: Data, draws: int) -> _Beliefs:
     stderr = np.sqrt(data.variances)
-    noise = np.random.default_rng(0).normal(size=(_DRAWS, *data.values.shape)) * np.nan_to_num(stderr)
+    noise = np.random.default_rng(0).normal(size=(draws, *data.values.shape)) * np.nan_to_num(stderr)
     constraints = np.nan_to_num(data.constraints, nan=-math.inf)
-    feasible = np.tile((constraints <= 0.0).all(axis=1), (_DRAWS, 1))
+    feasible = np.tile((constraints <= 0.0).all(axis=1), (draws, 1))
     return _Beliefs(
         mean=data.values, stderr=stderr, constraints=constraints, draws=data.values + noise, feasible=feasible
     )
 
 
-def _model(trials: Sequence[FrozenTrial], data: Data) -> tuple[Surrogate | None, npt.NDArray[np.int_], str | None]:
-    """The model and the rows that it was fitted on, or the reason why there is none."""
+def _model(
+    trials: Sequence[FrozenTrial], data: Data, most: int
+) -> tuple[Surrogate | None, npt.NDArray[np.int_], str | None]:
+    """The model and the rows that lie in its space, or the reason why there is none."""
     from optimizer import surrogate
 
     nothing = np.array([], dtype=int)
@@ -143,10 +157,10 @@ def _model(trials: Sequence[FrozenTrial], data: Data) -> tuple[Surrogate | None,
     rows = data.inside(space) if space is not None else nothing
     if space is None or len(rows) < ENOUGH_TRIALS:
         return None, nothing, f"raw means: fewer than {ENOUGH_TRIALS} trials in the search space"
-    rows = rows[most_telling(data.rows(rows))]
+    telling = rows[most_telling(data.rows(rows), most)]
     with surrogate.one_thread(0):
         try:
-            return surrogate.Surrogate(space, data.rows(rows)), rows, None
+            return surrogate.Surrogate(space, data.rows(telling)), rows, None
         except surrogate.FIT_ERRORS as error:
             return None, nothing, f"raw means: the model could not be fitted ({type(error).__name__})"
 
@@ -154,7 +168,7 @@ def _model(trials: Sequence[FrozenTrial], data: Data) -> tuple[Surrogate | None,
 def _modelled(raw: _Beliefs, model: Surrogate, rows: npt.NDArray[np.int_], data: Data) -> _Beliefs:
     """Beliefs with the modelled rows taken from the model."""
     m = data.values.shape[1]
-    mean, stderr, draws = model.beliefs(data.rows(rows), _DRAWS)
+    mean, stderr, draws = model.beliefs(data.rows(rows), len(raw.draws))
     constraints = (
         np.stack([r.slope * mean[:, r.outcome] + r.intercept for r in model.rules], axis=1)
         if model.rules
@@ -196,7 +210,8 @@ def _sobered(believed: _Beliefs, model: Surrogate, found: Fit) -> _Beliefs:
 def _optimism(believed: _Beliefs, model: Surrogate, found: Fit) -> Array:
     """By how much the outcomes ``(o,)`` of a front lie above their means before the noise that chose it.
 
-    Parametric bootstrap: the posterior means are taken for the truth, and every trial's own noise is drawn again.
+    Parametric bootstrap: the posterior means are taken for the truth, and the noise of every trial that the model is
+    conditioned on is drawn again.
     """
     echoes = model.echoes(found.data.rows(found.rows), _REPEATS)
     lifts = []
@@ -223,10 +238,14 @@ def _feasible(constraints: Array) -> npt.NDArray[np.bool_]:
     return np.asarray((constraints <= 0.0).all(axis=1))
 
 
-def _summary(found: Fit, believed: _Beliefs) -> Posterior:
+def _front(found: Fit, believed: _Beliefs) -> tuple[int, ...]:
     """A trial that did not answer all its items is never on the front."""
+    best = _leaders(believed.mean, _feasible(believed.constraints) & found.whole)
+    return tuple(found.data.numbers[i] for i in np.flatnonzero(best))
+
+
+def _summary(found: Fit, believed: _Beliefs) -> Posterior:
     numbers, whole = found.data.numbers, found.whole
-    best = _leaders(believed.mean, _feasible(believed.constraints) & whole)
     chance = np.mean(
         [_leaders(values, allowed & whole) for values, allowed in zip(believed.draws, believed.feasible, strict=True)],
         axis=0,
@@ -241,9 +260,7 @@ def _summary(found: Fit, believed: _Beliefs) -> Posterior:
         )
         for i, number in enumerate(numbers)
     }
-    return Posterior(
-        trials=trials, front=tuple(n for n, b in zip(numbers, best, strict=True) if b), fallback=found.reason
-    )
+    return Posterior(trials=trials, front=_front(found, believed), fallback=found.reason)
 
 
 def _leaders(values: Array, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optimizer.features import Array, Space
 
 MOST_POINTS = 350
-"""Most trials that one model is conditioned on: those nearest to the front, and a spread of the others."""
+"""Most trials that a proposal's model is conditioned on: those nearest to the front, and a spread of the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

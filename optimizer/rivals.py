@@ -4,6 +4,7 @@ import optuna
 from optuna.trial import TrialState
 
 from optimizer.front import posterior_front
+from optimizer.measurements import MOST_POINTS
 from storage.records import Rival
 from storage.store import Store
 
@@ -25,7 +26,7 @@ class Rivals:
             return None
         complete = sum(t.state == TrialState.COMPLETE for t in trials)
         if complete != self._complete:
-            front = posterior_front(self._study)
+            front = posterior_front(self._study, MOST_POINTS)
             self._members = {n: self._members.get(n) or self._read(n) for n in front}
             self._complete = complete
         return tuple(self._members.values())

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from optimizer.angles import Angles
@@ -140,31 +141,36 @@ class Surrogate:
 
     def beliefs(self, data: Data, draws: int) -> tuple[Array, Array, Array]:
         """Posterior of the outcomes at these trials: mean and stderr ``(n, o)``, and joint draws ``(draws, n, o)``."""
-        features = self.space.encode(data.params)
-        # In canonical order again: the draws must not depend on the order of trials.
-        order = np.lexsort(features.T)
-        x = torch.from_numpy(features[order])
+        x, back = self._canonical(data)
         mean, variance = self.moments(x)
         generator = torch.Generator().manual_seed(0)
         normal = torch.randn(draws, *mean.shape, generator=generator, dtype=torch.float64)
-        samples = self.joint(x).draw(normal)
-        back = np.argsort(order)
+        samples = self.joint(x).draw(normal) if draws else normal
         return mean.T.numpy()[back], variance.sqrt().T.numpy()[back], samples.transpose(1, 2).numpy()[:, back]
 
     def echoes(self, data: Data, draws: int) -> Array:
-        """How far the posterior mean at the model's own trials, here in the order of ``data``, moves with their noise.
+        """How far the posterior mean at these trials moves with the noise of the model's own.
 
-        Every draw is one more measurement of all trials: ``(draws, n, o)``, the second half the mirror image of the
-        first.
+        Every draw is one more measurement of all that the model is conditioned on: ``(draws, n, o)``, the second half
+        the mirror image of the first.
         """
+        x, back = self._canonical(data)
         generator = torch.Generator().manual_seed(0)
         normal = torch.randn(*self.noise.shape, draws // 2, generator=generator, dtype=torch.float64)
         noise = torch.cat([normal, -normal], dim=-1) * self._noise.sqrt().unsqueeze(-1)
-        moved = self._kernel(self.features, self.features) @ torch.cholesky_solve(noise, self._root)
-        mean, _, _ = self._project(self.features)
+        moved = self._kernel(x, self.features) @ torch.cholesky_solve(noise, self._root)
+        mean, _, _ = self._project(x)
         units = self._to_units(mean + moved.permute(2, 0, 1)) - self._to_units(mean)
-        place = {number: i for i, number in enumerate(self.numbers)}
-        return np.asarray(units.transpose(1, 2).numpy()[:, [place[number] for number in data.numbers]])
+        return np.asarray(units.transpose(1, 2).numpy()[:, back])
+
+    def _canonical(self, data: Data) -> tuple[torch.Tensor, npt.NDArray[np.int_]]:
+        """Features of these trials in an order of their own, and where each trial then stands.
+
+        What is drawn must not depend on the order of trials.
+        """
+        features = self.space.encode(data.params)
+        order = np.lexsort(features.T)
+        return torch.from_numpy(features[order]), np.argsort(order)
 
     def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         cross = self._kernel(self.features, x)

@@ -17,7 +17,7 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 
-from optimizer.front import fit, hypervolume, knee, non_dominated, posterior, posterior_front, spread
+from optimizer.front import fit, hypervolume, knee, non_dominated, posterior, posterior_front, posterior_of, spread
 
 MAX, MIN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 SPACE = {f"w.{name}": FloatDistribution(-0.5, 1.0) for name in "abc"}
@@ -168,6 +168,28 @@ def test_a_front_does_not_promise_what_luck_does() -> None:
         luck.append(_above_truth(study, {t.number: t.values for t in study.best_trials}))
     assert np.mean(luck) > 0.01
     assert abs(np.mean(excess)) < 0.4 * np.mean(luck)
+
+
+def test_a_long_study_promises_no_more_than_it_holds() -> None:
+    study = study_of(noisy_trials(600, stderr=0.06))
+    result = posterior(study)
+    luck = _above_truth(study, {t.number: t.values for t in study.best_trials})
+    assert luck > 0.05
+    assert abs(_above_truth(study, {n: result.trials[n].mean for n in result.front})) < 0.1 * luck
+
+
+def test_trials_that_a_model_is_not_conditioned_on_are_predicted_by_it() -> None:
+    study = study_of(noisy_trials(300, stderr=0.06))
+    found = fit(study, most=100)
+    result = posterior_of(found)
+    assert list(result.front) == posterior_front(study, most=100)
+    assert found.model is not None
+    assert len(found.model.numbers) == 100
+    w = np.array([[t.params[n] for n in SPACE] for t in study.trials])
+    off = np.array([result.trials[t.number].mean for t in study.trials]) - truth(w)
+    others = [t.number for t in study.trials if t.number not in found.model.numbers]
+    assert np.abs(off[others]).mean() < 0.5 * 0.06 * math.sqrt(2 / math.pi)
+    assert 0.0 < np.median([result.trials[n].stderr for n in others]) < 0.03
 
 
 def _above_truth(study: Study, means: Mapping[int, Sequence[float]]) -> float:

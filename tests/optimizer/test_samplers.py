@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
@@ -15,6 +15,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from optimizer import surrogate
+from optimizer.measurements import MOST_POINTS
 from optimizer.next_point import MOST_TOGETHER
 from optimizer.samplers import NAMES, OUTLOOK, drawn_together, make_sampler
 
@@ -294,8 +296,16 @@ def test_an_ask_leaves_the_threads_and_the_random_state_as_they_were() -> None:
     assert before == after
 
 
-def test_two_thousand_trials_take_auto_less_than_ten_seconds_of_one_core() -> None:
-    # The aim is two seconds; a loaded machine takes several times that, and only a lost cap on the model takes minutes.
+def test_of_two_thousand_trials_the_model_takes_the_most_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What it costs grows with the cube of their number; the seconds are in benchmarks/search_cost.py.
+    taken: list[set[int]] = []
+
+    class Watched(surrogate.Surrogate):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            taken.append(set(self.numbers))
+
+    monkeypatch.setattr(surrogate, "Surrogate", Watched)
     rng = np.random.default_rng(0)
     study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=0))
     raw = rng.uniform(-0.5, 1.0, size=(2000, 3))
@@ -305,9 +315,11 @@ def test_two_thousand_trials_take_auto_less_than_ten_seconds_of_one_core() -> No
             for p in (dict(zip(SPACE, x.tolist(), strict=True)) for x in raw)
         ]
     )
-    started = time.process_time()
-    study.ask(SPACE)
-    assert time.process_time() - started < 10.0
+    asked = study.ask(SPACE)
+    (numbers,) = taken
+    assert len(numbers) == MOST_POINTS
+    assert {max(study.trials[:2000], key=lambda t: t.values[i]).number for i in range(2)} <= numbers
+    assert study.trials[asked.number].system_attrs[OUTLOOK]["worth"] > 0
 
 
 def test_several_proposals_of_one_model_are_new_all_different_and_known_by_the_study_alone() -> None:

