@@ -41,6 +41,16 @@ def test_the_noise_of_a_rate_is_the_same_wherever_it_lies() -> None:
     assert np.median(variances, axis=0) == pytest.approx([1 / (4 * ITEMS)] * 4)
 
 
+@pytest.mark.parametrize("floor", [0.0, -1.0])
+def test_the_mean_angle_of_many_measurements_is_that_of_the_rate(floor: float) -> None:
+    rates, items = np.array([0.1, 0.5, 0.9, 0.95]), 50
+    measured = np.random.default_rng(0).binomial(items, rates, size=(100_000, 4)) / items
+    angles, _ = Angles((floor,) * 4).forward(measured + floor, measured * (1.0 - measured) / items)
+    back = Angles((floor,) * 4).back(torch.from_numpy(angles.mean(axis=0)[:, None])).numpy()[:, 0]
+    # Without drawing in they would lie up to .0045 too far out.
+    assert back - floor == pytest.approx(rates, abs=8e-4)
+
+
 def test_a_rate_at_its_end_is_as_uncertain_as_the_others() -> None:
     _, variances = Angles((0.0,)).forward(column(0.0, 0.5, 0.9, 1.0, 1.0), column(0.0, 1e-3, 1e-3, 0.0, math.nan))
     assert variances[:, 0] == pytest.approx([1.89e-3, 1e-3, 2.78e-3, 1.89e-3, math.nan], abs=1e-5, nan_ok=True)
@@ -62,7 +72,7 @@ def test_what_is_no_rate_stays_as_it_is() -> None:
 @pytest.mark.parametrize("floor", [0.0, -1.0])
 def test_there_and_back_is_the_same_rate(floor: float) -> None:
     values = floor + np.linspace(0.0, 1.0, 11)[:, None]
-    angles, _ = Angles((floor,)).forward(values, np.full((11, 1), 1e-3))
+    angles, _ = Angles((floor,)).forward(values, np.full((11, 1), math.nan))
     assert Angles((floor,)).back(torch.from_numpy(angles.T)).numpy()[0] == pytest.approx(values[:, 0])
 
 
