@@ -27,6 +27,9 @@ _FEWER = 16
 _SPREADS = (0.3, 0.1, 0.03)
 _FINALISTS = 8
 
+_BLIND = 256
+"""Random mixes whose lower quartile bounds the hypervolume from below."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
@@ -237,8 +240,9 @@ def _improvement(gain: torch.Tensor) -> torch.Tensor:
 def _measure(model: Surrogate, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Reference point and the range above it: two ``(m,)``.
 
-    The point lies a tenth of the front's range below its worst corner, or at the lower quartile of all measured
-    points where that is lower: a front that is still short must not put its own extensions out of bounds.
+    The point lies a tenth of the front's range below its worst corner, or at the lower quartile of what the model
+    expects of random mixes where that is lower: a front that is still short must not put its own extensions out of
+    bounds. What was measured says less, for the longer a search is, the more of it lies near the front.
     """
     values = mean[: model.objectives].T
     feasible = torch.ones(len(values), dtype=torch.bool)
@@ -249,7 +253,9 @@ def _measure(model: Surrogate, mean: torch.Tensor) -> tuple[torch.Tensor, torch.
     low, high = front.amin(0), chosen.amax(0)
     everything = (values.amax(0) - values.amin(0)).clamp_min(1e-9)
     size = torch.where(high - low > 0.05 * everything, high - low, everything)
-    reference = torch.minimum(low - 0.1 * size, values.quantile(0.25, dim=0))
+    blind = torch.from_numpy(random_features(model.space, _BLIND, np.random.default_rng(0)))
+    expected = model.moments(blind)[0][: model.objectives].T
+    reference = torch.minimum(low - 0.1 * size, expected.quantile(0.25, dim=0))
     return reference, high - reference
 
 

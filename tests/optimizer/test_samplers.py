@@ -369,3 +369,19 @@ def test_a_sampler_without_a_model_is_asked_for_one_trial_after_the_other(name: 
     study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler(name, seed=0))
     search(study, 5)
     assert drawn_together(study, 4) == []
+
+
+def test_a_search_that_stays_in_the_middle_of_the_front_does_not_end_there() -> None:
+    """What was measured must not bound what is worth measuring: here all of it lies between the front's ends."""
+    rng = np.random.default_rng(0)
+    study = optuna.create_study(directions=["maximize"] * 2, sampler=make_sampler("auto", seed=0))
+    ends = np.array([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])
+    for share in rng.uniform(0.3, 0.7, size=60):
+        params = dict(zip(SPACE, (share * ends[0] + (1.0 - share) * ends[1]).tolist(), strict=True))
+        values = [v + 0.01 * rng.normal() for v in scores(params, 2)]
+        study.add_trial(
+            create_trial(params=params, distributions=SPACE, values=values, user_attrs={"stderr": [0.01] * 2})
+        )
+    search(study, 8)
+    best = np.array([scores(t.params, 2) for t in study.trials]).max(axis=0)
+    assert (best > 0.87).all()
