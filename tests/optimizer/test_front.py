@@ -171,7 +171,7 @@ def test_a_front_does_not_promise_what_luck_does() -> None:
 
 
 def test_a_long_study_promises_no_more_than_it_holds() -> None:
-    study = study_of(noisy_trials(600, stderr=0.06))
+    study = study_of(noisy_trials(1000, stderr=0.06))
     result = posterior(study)
     luck = _above_truth(study, {t.number: t.values for t in study.best_trials})
     assert luck > 0.05
